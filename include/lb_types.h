@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The rows of every table that the kernel program and the control plane share: the one definition, from which the Rust
+ * types are generated. Include after the integer types (vmlinux.h, or linux/types.h in user space).
+ *
+ * Rows are 64 bytes, one cache line. "Raw" means as the bytes stand in a packet (network byte order); everything else is
+ * in host byte order. Index 0 of services, backends and next hops means "none".
+ */
+#ifndef LB_TYPES_H
+#define LB_TYPES_H
+
+#include "lb_counters.h"
+
+enum lb_constants {
+	LB_ABI_VERSION = 1,	/* of the rows' layout and meaning; kept in the pinned settings */
+	LB_LINE = 64,
+	LB_SERVICES_PER_BUCKET = 2,
+	LB_PAIRS_PER_ORIGIN = 8,
+	LB_SLOTS_PER_LINE = 32,
+	LB_CONNS_PER_BUCKET = 4,
+	LB_SELECT_RETRIES = 8,	/* slots looked at after one whose backend does not take the connection */
+	LB_UNRESOLVED_ROWS = 256,
+	LB_PARTIAL_SENDERS = 4096,
+	LB_TAG_SHIFT = 5,	/* where in a key's hash its tag begins */
+	LB_AGE_LIMIT = 65520,	/* an age this close to wrapping is another CPU's newer clock: 0 */
+	LB_TIMEOUT_SLOTS = 16,	/* phases, and phases of UDP */
+	LB_TIMEOUT_UDP = 8,	/* where those of UDP begin */
+	LB_REASON_BITS = 5,	/* of a reason's number within its class */
+	LB_REASON_SLOTS = 160,
+};
+
+/* A slot of a ring whose backend does not take the connection is followed by up to this many others. */
+#define LB_SELECT_RETRIES 8
+
+/* An IPv6 address, or an IPv4 one mapped into it (RFC 4291, 2.5.5.2), raw. */
+struct lb_addr {
+	__u64 half[2];
+};
+
+/* --- directory: swapped whole on a reload; first the service buckets, then the origin rows --- */
+
+/* (address, port, protocol) -> service. Port 0 and protocol 0 name the address itself: `serves` says what it serves. */
+struct lb_service_entry {
+	struct lb_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 serves;	/* LB_SERVES_*, in an address' own entry */
+	__u16 service;	/* 0 in an address' own entry */
+	__u16 used;	/* 0: the entry is free */
+};
+
+enum lb_serves {
+	LB_SERVES_TCP = 1,
+	LB_SERVES_UDP = 2,
+};
+
+struct lb_service_bucket {
+	struct lb_service_entry entry[LB_SERVICES_PER_BUCKET];
+	__u64 reserved[2];
+};
+
+/* A service and what a backend is called in it. */
+struct lb_pair {
+	__u16 service;
+	__u16 backend;	/* 0: the pair and all after it are free */
+};
+
+/* Where replies come from: (address, port, protocol) of a backend -> the services it may answer for. */
+struct lb_origin {
+	struct lb_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 reserved0[5];
+	struct lb_pair pair[LB_PAIRS_PER_ORIGIN];
+	__u64 reserved1;
+};
+
+/* --- services --- */
+
+enum lb_scheduler {
+	LB_SCHEDULER_ROUND_ROBIN = 1,
+	LB_SCHEDULER_WEIGHTED_ROUND_ROBIN = 2,
+	LB_SCHEDULER_IP_HASH = 3,
+	LB_SCHEDULER_MAGLEV = 4,
+};
+
+/* Where a service's ring lies, in one word so that one store publishes it: offset in lines, length in slots. */
+enum lb_ring_layout {
+	LB_RING_OFFSET_SHIFT = 0,	/* 24 bits */
+	LB_RING_LENGTH_SHIFT = 24,	/* 24 bits */
+	LB_RING_GENERATION_SHIFT = 48,	/* 16 bits */
+};
+
+struct lb_service {
+	struct lb_addr addr;
+	__be16 port;
+	__u8 proto;	/* 0: the row is free */
+	__u8 scheduler;	/* enum lb_scheduler */
+	__u32 reserved0;
+	__u64 ring;	/* enum lb_ring_layout */
+	__u64 reserved1[4];
+};
+
+/* What packets write of a service. */
+struct lb_service_state {
+	__u64 rotation;	/* new connections that walked the ring */
+	__u64 reserved[7];
+};
+
+struct lb_ring_line {
+	__u16 backend[LB_SLOTS_PER_LINE];
+};
+
+/* --- backends: one row is one (service, backend) pair --- */
+
+enum lb_backend_state {
+	LB_BACKEND_NONE = 0,	/* the row is free, or its backend was removed */
+	LB_BACKEND_UP = 1,
+	LB_BACKEND_DRAIN = 2,	/* live connections go on, no new ones */
+	LB_BACKEND_DOWN = 3,
+};
+
+enum lb_backend_flags {
+	LB_BACKEND_SHARED = 1,	/* other services have the same address, port and protocol as a backend */
+};
+
+struct lb_backend {
+	struct lb_addr addr;
+	__be16 port;
+	__u16 service;
+	__u8 state;	/* enum lb_backend_state; changed live by one store */
+	__u8 flags;	/* enum lb_backend_flags */
+	__u8 weight;	/* for people: the ring has it already */
+	__u8 mode;	/* 0: NAT */
+	__u16 nexthop;	/* changed live by one store */
+	__u8 reserved[38];
+};
+
+/* --- next hops --- */
+
+enum lb_nexthop_flags {
+	LB_NEXTHOP_VALID = 1,	/* both MACs are known */
+	LB_NEXTHOP_STACK = 2,	/* frames sent by XDP would vanish: the kernel delivers */
+};
+
+struct lb_nexthop {
+	__u32 ifindex;	/* the interface that faces the next hop; known before its MAC is */
+	__u16 mtu;	/* bytes from the IP header on */
+	__u8 flags;	/* enum lb_nexthop_flags; changed live by one store */
+	__u8 reserved0;
+	__u8 macs[12];	/* destination, source: as a frame begins */
+	__u8 reserved1[44];
+};
+
+struct lb_neighbour_key {
+	__u32 ifindex;
+	__u8 mac[6];
+	__u16 reserved;
+};
+
+/* A neighbour that a packet met and the kernel did not know: the control plane has it asked for. One word, so that it is
+ * never half written; where two share a row one of them waits for its next packet.
+ */
+struct lb_unresolved {
+	__u64 neighbour;	/* address (raw) 32 | interface index 32; 0: none */
+};
+
+/* --- connections --- */
+
+/* Life of an entry. The state word is the only authority; the key is a label that means nothing without it. */
+enum lb_phase {
+	LB_PHASE_FREE = 0,		/* all-zero memory is an empty table */
+	LB_PHASE_UNCONFIRMED = 1,	/* packets of the client only */
+	LB_PHASE_ANSWERED = 2,		/* still unconfirmed: the backend has answered, the client not yet again */
+	LB_PHASE_ESTABLISHED = 3,	/* confirmed: packets of both sides, the client's last */
+	LB_PHASE_CLOSING = 4,		/* one side closes */
+	LB_PHASE_REVIVING = 5,		/* closing, but the client has sent since */
+	LB_PHASE_CLOSED = 6,		/* RST of the backend, or FIN of both */
+	LB_PHASE_CLAIMED = 7,		/* being written by whoever swapped this in */
+};
+
+/* Bits of the state word. */
+enum lb_state_layout {
+	LB_STATE_BACKEND_SHIFT = 0,		/* 16 bits */
+	LB_STATE_PHASE_SHIFT = 16,		/* 3 bits, enum lb_phase */
+	LB_STATE_COUNTED_SHIFT = 19,		/* reserved for the count of live connections */
+	LB_STATE_CLIENT_CLOSED_SHIFT = 20,	/* FIN of the client seen */
+	LB_STATE_BACKEND_CLOSED_SHIFT = 21,	/* FIN of the backend seen */
+	LB_STATE_EXPIRED_SHIFT = 22,		/* a sweep found it over its timeout; a hit clears it */
+	LB_STATE_UDP_SHIFT = 23,		/* which timeout holds */
+	LB_STATE_TAG_SHIFT = 24,		/* 8 bits of the key's hash */
+	LB_STATE_NEXTHOP_SHIFT = 32,		/* 16 bits: towards the client; 0: not known yet */
+	LB_STATE_SEEN_SHIFT = 48,		/* 16 bits: jiffies >> clock_shift */
+};
+
+struct lb_conn {
+	__u64 key;	/* client address (raw) 32 | client port (raw) 16 | service 16 */
+	__u64 state;
+};
+
+struct lb_bucket {
+	struct lb_conn conn[LB_CONNS_PER_BUCKET];
+};
+
+/* --- counters, per CPU --- */
+
+struct lb_counter {
+	__u64 packets;
+	__u64 bytes;	/* whole frames */
+};
+
+struct lb_backend_counters {
+	__u64 connections;
+	struct lb_counter to_backend;
+	struct lb_counter to_client;
+	__u64 reserved[3];
+};
+
+enum lb_class {
+#define X(number, name, rust) LB_CLASS_##name = number,
+	LB_CLASSES(X)
+#undef X
+};
+
+enum lb_reason {
+	LB_CONTINUE = 0,	/* nothing has become of the packet yet */
+#define X(class, number, name, text, help) LB_##class##_##name = (LB_CLASS_##class << LB_REASON_BITS) | number,
+	LB_REASONS(X)
+#undef X
+};
+
+/* --- settings --- */
+
+/* What the program is loaded with; kept in a pinned map too, for the instance that takes over and for tools. */
+struct lb_settings {
+	__u32 abi;
+	__u32 clock_shift;		/* the table's clock is jiffies >> this */
+	__u32 hz;			/* jiffies a second */
+	__u32 buckets;			/* of the connection table */
+	__u32 service_buckets;		/* of the directory: these first */
+	__u32 origins;			/* of the directory: then these rows */
+	__u64 key[4];			/* secret: where connections lie, which slot of a ring they take */
+	__u16 timeout[LB_TIMEOUT_SLOTS];	/* by phase, + 8 for UDP; in units of the table's clock */
+};
+
+_Static_assert(sizeof(struct lb_service_bucket) == LB_LINE, "a bucket of services is one line");
+_Static_assert(sizeof(struct lb_origin) == LB_LINE, "an origin is one line");
+_Static_assert(sizeof(struct lb_service) == LB_LINE, "a service is one line");
+_Static_assert(sizeof(struct lb_service_state) == LB_LINE, "a service's state is one line");
+_Static_assert(sizeof(struct lb_ring_line) == LB_LINE, "a line of a ring is one line");
+_Static_assert(sizeof(struct lb_backend) == LB_LINE, "a backend is one line");
+_Static_assert(sizeof(struct lb_nexthop) == LB_LINE, "a next hop is one line");
+_Static_assert(sizeof(struct lb_bucket) == LB_LINE, "a bucket of connections is one line");
+_Static_assert(sizeof(struct lb_backend_counters) == LB_LINE, "a backend's counters are one line");
+_Static_assert(sizeof(struct lb_neighbour_key) == 12, "no hidden padding in a hash key");
+_Static_assert(sizeof(struct lb_settings) == 88, "settings");
+_Static_assert((LB_CLASS_ERROR + 1) << LB_REASON_BITS == LB_REASON_SLOTS, "a counter for each reason");
+
+#endif

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Every table, and what the program is loaded with. Sizes given as 1 are set by the loader.
+ *
+ * All tables that a packet of an established connection meets are arrays. Those of 64-byte rows are mmapable, so that
+ * a row is one cache line and user space can store single fields while packets pass.
+ */
+#ifndef LB_MAPS_H
+#define LB_MAPS_H
+
+/* Chosen at load time, so that the verifier removes what a set-up does not use. */
+struct lb_profile {
+	__u8 skb_mode;		/* attached in SKB mode: partial checksums stay partial */
+	__u8 partial_possible;	/* frames of local senders may arrive with partial checksums */
+	__u8 test_clock;	/* the table's clock is lb_test_now */
+	__u8 reserved[5];
+};
+
+const volatile struct lb_profile lb_profile = {};
+const volatile struct lb_settings lb_settings = {};
+
+/* The table's clock under test. */
+__u16 lb_test_now;
+
+/* Always 0, which the verifier does not know. */
+__u32 lb_opaque_zero;
+
+struct directory_lines {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_service_bucket);	/* or struct lb_origin */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct directory_lines);
+} directory SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_service);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_service_state);
+} service_states SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_ring_line);
+} rings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_backend);
+} backends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_nexthop);
+} nexthops SEC(".maps");
+
+/* Which next hop a neighbour is; met by new connections only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct lb_neighbour_key);
+	__type(value, __u32);
+} neighbours SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, LB_UNRESOLVED_ROWS);
+	__type(key, __u32);
+	__type(value, struct lb_unresolved);
+} unresolved SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_bucket);
+} connections SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LB_REASON_SLOTS);
+	__type(key, __u32);
+	__type(value, struct lb_counter);
+} reason_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_backend_counters);
+} backend_counters SEC(".maps");
+
+/* For the next instance and for tools: the program itself has it in .rodata. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_settings);
+} settings SEC(".maps");
+
+/* Types that no map and no global names would be missing from the program's BTF, and so from user space. */
+struct lb_exported_types {
+	enum lb_constants constants;
+	struct lb_service_bucket service_bucket;
+	struct lb_origin origin;
+	enum lb_serves serves;
+	enum lb_scheduler scheduler;
+	enum lb_ring_layout ring_layout;
+	enum lb_backend_state backend_state;
+	enum lb_backend_flags backend_flags;
+	enum lb_nexthop_flags nexthop_flags;
+	enum lb_phase phase;
+	enum lb_state_layout state_layout;
+	enum lb_class class;
+	enum lb_reason reason;
+};
+
+const volatile struct lb_exported_types lb_exported_types = {};
+
+#endif

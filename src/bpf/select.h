@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* A new connection: which backend takes it, and its entry in the table. */
+#ifndef LB_SELECT_H
+#define LB_SELECT_H
+
+/* What a new connection is known by. Passed to functions that the verifier checks once, on their own. */
+struct lb_new {
+	__u64 key;
+	__u64 old;	/* state of an entry that is not to be used: closed, or its backend takes no more; 0: none */
+	__be32 client;
+	__be32 vip;
+	__be16 client_port;
+	__u16 service;
+	__u16 now;
+	__u8 proto;
+	__u8 made;	/* out: the entry is this packet's, not another CPU's */
+};
+
+static __always_inline int lb_backend_takes_new(const struct lb_backend *backend, __u16 service)
+{
+	return LB_READ_ONCE(backend->state) == LB_BACKEND_UP && backend->service == service;
+}
+
+/* Whether the client's address and port already talk to this backend through another service: its replies could not be
+ * told apart. Returns 1 if so, 0 if not.
+ */
+__noinline int lb_tuple_in_use(struct lb_new *new, __u32 index)
+{
+	struct lb_backend *backend = bpf_map_lookup_elem(&backends, &index);
+	__u32 zero = 0;
+	void *directory_now = bpf_map_lookup_elem(&directory, &zero);
+	struct lb_origin *origin;
+
+	if (!new || !backend || !directory_now)
+		return 0;
+	origin = lb_origin_find(directory_now, &backend->addr, backend->port, new->proto);
+	if (!origin)
+		return 0;
+	for (int i = 0; i < LB_PAIRS_PER_ORIGIN; i++) {
+		struct lb_pair pair = origin->pair[i];
+		struct lb_conn_ref ref;
+		__u64 state;
+
+		if (!pair.backend)
+			return 0;
+		if (pair.service == new->service ||
+		    lb_conn_refer(&ref, lb_conn_key(new->client, new->client_port, pair.service)))
+			continue;
+		if (lb_conn_find(&ref, &state) && lb_state_backend(state) == pair.backend &&
+		    lb_state_phase(state) != LB_PHASE_CLOSED)
+			return 1;
+	}
+	return 0;
+}
+
+/* Where on the service's ring the connection starts to look. */
+static __always_inline __u32 lb_ring_position(const struct lb_service *service, const struct lb_new *new, __u32 length)
+{
+	__u32 index = new->service;
+	struct lb_service_state *state;
+	__u64 word = new->client;
+
+	switch (service->scheduler) {
+	case LB_SCHEDULER_MAGLEV:
+		word |= (__u64)new->client_port << 32;
+		/* fallthrough */
+	case LB_SCHEDULER_IP_HASH:
+		return lb_scale(lb_hash(word, lb_settings.key[2], lb_settings.key[3]) >> 32, length);
+	default:
+		state = bpf_map_lookup_elem(&service_states, &index);
+		return state ? __sync_fetch_and_add(&state->rotation, 1) % length : 0;
+	}
+}
+
+/* The backend for a new connection, or minus the reason why there is none. */
+__noinline int lb_select(struct lb_new *new)
+{
+	struct lb_service *service;
+	__u32 offset, length, position, index;
+	int reason = LB_DROP_NO_BACKEND;
+	__u64 ring;
+
+	if (!new)
+		return -LB_ERROR_TABLES;
+	index = new->service;
+	service = bpf_map_lookup_elem(&services, &index);
+	if (!service)
+		return -LB_ERROR_TABLES;
+	ring = LB_READ_ONCE(service->ring);
+	offset = (ring >> LB_RING_OFFSET_SHIFT) & 0xffffff;
+	length = (ring >> LB_RING_LENGTH_SHIFT) & 0xffffff;
+	if (!length)
+		return -LB_DROP_NO_BACKEND;
+	position = lb_ring_position(service, new, length);
+	for (int i = 0; i <= LB_SELECT_RETRIES; i++) {
+		__u32 line = offset + position / LB_SLOTS_PER_LINE;
+		struct lb_ring_line *slots = bpf_map_lookup_elem(&rings, &line);
+		struct lb_backend *backend;
+		__u32 candidate;
+
+		if (!slots)
+			return -LB_ERROR_TABLES;
+		candidate = LB_READ_ONCE(slots->backend[position % LB_SLOTS_PER_LINE]);
+		backend = bpf_map_lookup_elem(&backends, &candidate);
+		if (backend && lb_backend_takes_new(backend, new->service)) {
+			if (!(backend->flags & LB_BACKEND_SHARED) || !lb_tuple_in_use(new, candidate))
+				return candidate;
+			reason = LB_DROP_TUPLE_IN_USE;
+		}
+		position = position + 1 == length ? 0 : position + 1;
+	}
+	return -reason;
+}
+
+/* Puts a new entry into the table. Returns 0 or the reason of a drop. */
+__noinline int lb_enter(struct lb_new *new, __u64 state)
+{
+	struct lb_conn_ref ref;
+
+	if (!new || lb_conn_refer(&ref, new->key))
+		return LB_ERROR_TABLES;
+	return lb_conn_insert(&ref, state, new->now);
+}
+
+/* Selects a backend and makes, or renews, the entry. Returns the backend's index, or minus the reason of a drop. */
+__noinline int lb_connect(struct xdp_md *ctx, struct lb_new *new)
+{
+	struct lb_hop hop = {};
+	struct lb_conn_ref ref;
+	struct lb_conn *conn;
+	__u64 old, state;
+	int backend, reason;
+
+	if (!new || lb_conn_refer(&ref, new->key))
+		return -LB_ERROR_TABLES;
+	backend = lb_select(new);
+	if (backend < 0)
+		return backend;
+	lb_hop_by_fib(ctx, &hop, new->vip, new->client);
+	state = lb_state_new(backend, ref.tag, hop.index, new->proto, new->now);
+
+	conn = lb_conn_find(&ref, &old);
+	if (!conn) {
+		reason = lb_enter(new, state);
+		if (reason)
+			return -reason;
+		new->made = 1;
+		return backend;
+	}
+	if (!((old ^ new->old) & ~LB_STATE_SEEN) && lb_conn_swap(conn, old, state)) {
+		new->made = 1;
+		return backend;
+	}
+	/* Another CPU was faster with a packet of the same connection: its choice stands. */
+	return lb_conn_find(&ref, &old) ? lb_state_backend(old) : -LB_DROP_TABLE_FULL;
+}
+
+#endif

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The one exit: counts what became of the packet and turns it into the verdict. */
+#ifndef LB_STATS_H
+#define LB_STATS_H
+
+static __always_inline void lb_count(struct lb_counter *counter, __u32 bytes)
+{
+	counter->packets++;
+	counter->bytes += bytes;
+}
+
+static __always_inline void lb_count_backend(const struct lb_packet *pkt)
+{
+	__u32 index = pkt->backend;
+	struct lb_backend_counters *counters = bpf_map_lookup_elem(&backend_counters, &index);
+
+	if (!counters)
+		return;
+	counters->connections += pkt->new_connection;
+	lb_count(pkt->to_client ? &counters->to_client : &counters->to_backend, pkt->frame_len);
+}
+
+static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
+{
+	struct lb_counter *counter = bpf_map_lookup_elem(&reason_counters, &reason);
+
+	if (counter)
+		lb_count(counter, pkt->frame_len);
+	switch (reason >> LB_REASON_BITS) {
+	case LB_CLASS_SENT:
+		lb_count_backend(pkt);
+		if (pkt->out_ifindex == ctx->ingress_ifindex)
+			return XDP_TX;
+		return bpf_redirect(pkt->out_ifindex, 0);
+	case LB_CLASS_STACK:
+		lb_count_backend(pkt);
+		return XDP_PASS;
+	case LB_CLASS_PASS:
+		return XDP_PASS;
+	default:
+		return XDP_DROP;
+	}
+}
+
+#endif

@@ -1,0 +1,23 @@
+//! `xdp-lb verify`: does this kernel take the programs?
+
+use anyhow::Result;
+use comfy_table::{Table, presets};
+
+use crate::dataplane::verify_all;
+
+/// Has the kernel verify every program in every profile and prints what it says of each.
+pub fn verify() -> Result<()> {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["PROGRAM", "INSTRUCTIONS", "STATES", "STACK"]);
+    for verified in verify_all()? {
+        table.add_row([
+            verified.program,
+            verified.instructions.to_string(),
+            verified.states.to_string(),
+            verified.stack,
+        ]);
+    }
+    println!("{}", table.trim_fmt());
+    Ok(())
+}

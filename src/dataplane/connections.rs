@@ -1,0 +1,174 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::hash::{candidates, hash};
+use super::mapped::Rows;
+use super::types::{lb_bucket, lb_constants as constants, lb_phase, lb_settings, lb_state_layout as layout};
+
+const PER_BUCKET: usize = constants::LB_CONNS_PER_BUCKET.0 as usize;
+const KEY: usize = 0;
+const STATE: usize = size_of::<u64>();
+const ENTRY: usize = 2 * size_of::<u64>();
+/// An age above is a packet newer than the walk. A packet's clock is at most a few units behind another's, a walk's as much
+/// as this process was held up; no timeout comes near it.
+const AGE_LIMIT: u16 = 0xc000;
+const UDP: usize = constants::LB_TIMEOUT_UDP.0 as usize;
+
+/// A connection's state word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State(u64);
+
+impl State {
+    fn field(self, shift: layout, mask: u64) -> u64 {
+        self.0 >> shift.0 & mask
+    }
+
+    fn backend(self) -> u16 {
+        self.field(layout::LB_STATE_BACKEND_SHIFT, 0xffff) as u16
+    }
+
+    fn phase(self) -> lb_phase {
+        lb_phase(self.field(layout::LB_STATE_PHASE_SHIFT, 7) as u32)
+    }
+
+    fn tag(self) -> u8 {
+        self.field(layout::LB_STATE_TAG_SHIFT, 0xff) as u8
+    }
+
+    fn expired(self) -> bool {
+        self.field(layout::LB_STATE_EXPIRED_SHIFT, 1) == 1
+    }
+
+    fn expire(self) -> State {
+        State(self.0 | 1 << layout::LB_STATE_EXPIRED_SHIFT.0)
+    }
+
+    fn is_entry(self) -> bool {
+        !matches!(self.phase(), lb_phase::LB_PHASE_FREE | lb_phase::LB_PHASE_CLAIMED)
+    }
+
+    fn over_timeout(self, now: u16, timeouts: &[u16; 16]) -> bool {
+        let age = now.wrapping_sub(self.field(layout::LB_STATE_SEEN_SHIFT, 0xffff) as u16);
+        let udp = self.field(layout::LB_STATE_UDP_SHIFT, 1) as usize;
+        age < AGE_LIMIT && age > timeouts[self.phase().0 as usize + udp * UDP]
+    }
+}
+
+/// What a walk over the connection table counted.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    /// Live connections, confirmed or not, by backend index.
+    pub active: Vec<u32>,
+    /// Slots that hold a confirmed connection within its timeout.
+    pub confirmed: u64,
+    /// Slots that hold an unconfirmed connection within its timeout.
+    pub unconfirmed: u64,
+    /// Slots that hold a closed connection, or one over its timeout: still usable, but the next that needs the slot gets it.
+    pub replaceable: u64,
+    /// All slots.
+    pub slots: u64,
+}
+
+/// Walks over the connection table while packets change it.
+pub struct Sweeper<'a> {
+    rows: &'a Rows<lb_bucket>,
+    settings: lb_settings,
+    now: u16,
+}
+
+impl<'a> Sweeper<'a> {
+    /// `now` is the time by the table's clock.
+    pub fn new(rows: &'a Rows<lb_bucket>, settings: lb_settings, now: u16) -> Sweeper<'a> {
+        Sweeper { rows, settings, now }
+    }
+
+    /// Counts, changing nothing.
+    pub fn count(&self) -> Census {
+        self.walk(|_, _, _| {})
+    }
+
+    /// Counts; marks as expired what is over its timeout, before its age wraps around (call it at least every ten minutes);
+    /// and frees entries that can never be found, because the same key stands before them in its other candidate bucket
+    /// or in the same one (two CPUs inserted it at the same instant).
+    pub fn sweep(&self) -> Census {
+        self.walk(|bucket, slot, state| {
+            let Some((key, word)) = self.entry(bucket, slot) else { return };
+            if self.hidden(bucket, slot, key) {
+                let _ = word.compare_exchange(state.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+            } else if !state.expired() && state.over_timeout(self.now, &self.settings.timeout) {
+                // A swap that fails met a packet: the connection is not idle.
+                let _ = word.compare_exchange(state.0, state.expire().0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        })
+    }
+
+    /// The two buckets that a key may lie in, in the order in which they are searched.
+    pub fn candidates(&self, key: u64) -> [usize; 2] {
+        candidates(self.hash(key), self.settings.buckets)
+    }
+
+    fn walk(&self, mut each: impl FnMut(usize, usize, State)) -> Census {
+        let mut census = Census { slots: (self.rows.len() * PER_BUCKET) as u64, ..Census::default() };
+        for bucket in 0..self.rows.len() {
+            for slot in 0..PER_BUCKET {
+                let Some((_, word)) = self.entry(bucket, slot) else { continue };
+                let state = State(word.load(Ordering::Acquire));
+                if !state.is_entry() {
+                    continue;
+                }
+                self.note(&mut census, state);
+                each(bucket, slot, state);
+            }
+        }
+        census
+    }
+
+    fn note(&self, census: &mut Census, state: State) {
+        let phase = state.phase();
+        if phase == lb_phase::LB_PHASE_CLOSED
+            || state.expired()
+            || state.over_timeout(self.now, &self.settings.timeout)
+        {
+            census.replaceable += 1;
+            return;
+        }
+        if matches!(phase, lb_phase::LB_PHASE_UNCONFIRMED | lb_phase::LB_PHASE_ANSWERED) {
+            census.unconfirmed += 1;
+        } else {
+            census.confirmed += 1;
+        }
+        let backend = usize::from(state.backend());
+        if census.active.len() <= backend {
+            census.active.resize(backend + 1, 0);
+        }
+        census.active[backend] += 1;
+    }
+
+    fn entry(&self, bucket: usize, slot: usize) -> Option<(u64, &AtomicU64)> {
+        let key = self.rows.word(bucket, slot * ENTRY + KEY)?.load(Ordering::Acquire);
+        Some((key, self.rows.word(bucket, slot * ENTRY + STATE)?))
+    }
+
+    /// Whether a look-up of the key ends at another entry before it comes to this one.
+    fn hidden(&self, bucket: usize, slot: usize, key: u64) -> bool {
+        let first = self.candidates(key)[0];
+        let holds = |bucket: usize, slots: usize| (0..slots).any(|slot| self.is_found(bucket, slot, key));
+        holds(bucket, slot) || (bucket != first && holds(first, PER_BUCKET))
+    }
+
+    /// As a packet's look-up: the key again after the state, and the state's tag. A slot that is just being given away shows
+    /// its old key and then its new owner's state.
+    fn is_found(&self, bucket: usize, slot: usize, key: u64) -> bool {
+        let Some((before, word)) = self.entry(bucket, slot) else { return false };
+        let state = State(word.load(Ordering::Acquire));
+        let again = self.entry(bucket, slot).is_some_and(|(again, _)| again == key);
+        before == key && again && state.is_entry() && state.tag() == self.tag(key)
+    }
+
+    fn hash(&self, key: u64) -> u64 {
+        hash(key, [self.settings.key[0], self.settings.key[1]])
+    }
+
+    fn tag(&self, key: u64) -> u8 {
+        (self.hash(key) >> constants::LB_TAG_SHIFT.0) as u8
+    }
+}

@@ -1,0 +1,33 @@
+//! The kernel program and its tables: the only user of libbpf, and the only home of `unsafe`.
+
+mod attach;
+mod clock;
+mod connections;
+mod directory;
+mod hash;
+mod load;
+mod mapped;
+mod nexthops;
+mod pin;
+mod plane;
+mod reasons;
+mod rings;
+#[allow(missing_docs, unsafe_code, clippy::undocumented_unsafe_blocks, clippy::unwrap_used)] // generated code
+mod skeleton;
+mod tables;
+mod verify;
+
+pub use attach::{Attachment, Mode, attach_peer, detach_peer};
+pub use clock::Clock;
+pub use connections::{Census, Sweeper};
+pub(crate) use directory::ipv4_of;
+pub use load::{Profile, Program};
+pub use mapped::Rows;
+pub use nexthops::{NextHop, NextHops};
+pub use pin::PinDir;
+pub(crate) use plane::scheduler_of;
+pub use plane::{Attached, BackendId, Plane};
+pub use reasons::{Class, Reason};
+pub use skeleton::lb::types;
+pub use tables::{Capacity, Counter, Tables};
+pub use verify::{Verified, verify_all};

@@ -1,0 +1,305 @@
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use plain::Plain;
+
+use super::mapped::Rows;
+use super::skeleton::lb::{OpenXdpLbMaps, XdpLbMaps};
+use super::types;
+
+/// Of the rows' layout and meaning.
+pub(super) const ABI: u32 = types::lb_constants::LB_ABI_VERSION.0;
+
+/// How many rows each table has; they cannot grow while the program is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Buckets of four connections.
+    pub buckets: u32,
+    /// Services, and the next index that is free.
+    pub services: u32,
+    /// (Service, backend) pairs.
+    pub backends: u32,
+    /// Lines of 32 ring slots.
+    pub ring_lines: u32,
+    /// Buckets of two services in the directory.
+    pub service_buckets: u32,
+    /// Rows of backend addresses in the directory.
+    pub origins: u32,
+    /// Next hops.
+    pub nexthops: u32,
+}
+
+impl Capacity {
+    const SLOTS_PER_BUCKET: u64 = types::lb_constants::LB_CONNS_PER_BUCKET.0 as u64;
+    const MIN_SERVICES: u32 = 256;
+    const MIN_BACKENDS: u32 = 4096;
+    const MIN_RING_LINES: u32 = 65536;
+    const NEXTHOPS: u32 = 65536;
+
+    /// Tables for so many connections and for twice as much of everything else as is needed now. At least 3.5 slots a
+    /// connection: fuller tables fail to place new connections under churn.
+    pub fn new(connections: u32, services: usize, backends: usize, ring_lines: usize) -> Result<Capacity> {
+        let twice = |count: usize, least: u32| -> Result<u32> {
+            let count = u32::try_from(count * 2 + 1).context("the tables would be too large")?;
+            Ok(count.max(least))
+        };
+        let services = twice(services, Self::MIN_SERVICES)?;
+        let backends = twice(backends, Self::MIN_BACKENDS)?;
+        ensure!(services <= 65536, "{services} rows of services: there is room for 65,536");
+        ensure!(backends <= 65536, "{backends} rows of backends: there is room for 65,536");
+        let buckets = (u64::from(connections) * 7).div_ceil(2 * Self::SLOTS_PER_BUCKET).max(1);
+        Ok(Capacity {
+            buckets: u32::try_from(buckets).context("too many connections")?,
+            services,
+            backends,
+            ring_lines: twice(ring_lines, Self::MIN_RING_LINES)?,
+            service_buckets: services * 2,
+            origins: backends * 2,
+            nexthops: Self::NEXTHOPS,
+        })
+    }
+
+    /// Lines of the directory.
+    pub(super) fn directory_lines(&self) -> u32 {
+        self.service_buckets + self.origins
+    }
+
+    pub(super) fn apply(&self, maps: &mut OpenXdpLbMaps<'_>) -> Result<()> {
+        let sizes = [
+            (&mut maps.connections, self.buckets),
+            (&mut maps.services, self.services),
+            (&mut maps.service_states, self.services),
+            (&mut maps.backends, self.backends),
+            (&mut maps.backend_counters, self.backends),
+            (&mut maps.rings, self.ring_lines),
+            (&mut maps.nexthops, self.nexthops),
+        ];
+        for (map, rows) in sizes {
+            let name = map.name().to_string_lossy().into_owned();
+            map.set_max_entries(rows)
+                .with_context(|| format!("could not give the table {name} {rows} rows"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Every table of a loaded program.
+pub struct Tables {
+    pub(super) directory: MapHandle,
+    /// Services by index.
+    pub services: Rows<types::lb_service>,
+    /// What packets write of a service.
+    pub service_states: Rows<types::lb_service_state>,
+    /// Lines of ring slots.
+    pub rings: Rows<types::lb_ring_line>,
+    /// (Service, backend) pairs by index.
+    pub backends: Rows<types::lb_backend>,
+    /// Next hops by index.
+    pub nexthops: Rows<types::lb_nexthop>,
+    /// Neighbours that packets met and the kernel did not know.
+    pub unresolved: Rows<types::lb_unresolved>,
+    /// The connection table.
+    pub connections: Rows<types::lb_bucket>,
+    pub(super) neighbours: MapHandle,
+    reason_counters: MapHandle,
+    backend_counters: MapHandle,
+    settings: MapHandle,
+}
+
+macro_rules! for_each_map {
+    ($each:ident) => {
+        $each!(
+            directory,
+            services,
+            service_states,
+            rings,
+            backends,
+            nexthops,
+            unresolved,
+            connections,
+            neighbours,
+            reason_counters,
+            backend_counters,
+            settings
+        )
+    };
+}
+
+impl Tables {
+    /// The tables of a program just loaded.
+    pub(super) fn of_loaded(maps: &XdpLbMaps<'_>) -> Result<Tables> {
+        Self::from_handles(|name| {
+            macro_rules! find {
+                ($($map:ident),*) => { match name { $(stringify!($map) => MapHandle::try_from(&maps.$map),)*
+                    _ => bail!("there is no map {name}") } };
+            }
+            for_each_map!(find).with_context(|| format!("could not take hold of the table {name}"))
+        })
+    }
+
+    /// The tables that a running or a dead instance left in its pin directory.
+    pub fn open(pin_dir: &Path) -> Result<Tables> {
+        let tables = Self::from_handles(|name| {
+            let path = pin_dir.join(name);
+            MapHandle::from_pinned_path(&path)
+                .with_context(|| format!("could not open the pinned table {}", path.display()))
+        })?;
+        let settings = tables.settings()?;
+        ensure!(
+            settings.abi == ABI,
+            "the tables in {} are of version {}, this program's are of {ABI}: use the program that made them",
+            pin_dir.display(),
+            settings.abi
+        );
+        Ok(tables)
+    }
+
+    fn from_handles(mut handle: impl FnMut(&str) -> Result<MapHandle>) -> Result<Tables> {
+        Ok(Tables {
+            directory: handle("directory")?,
+            services: Rows::map(handle("services")?)?,
+            service_states: Rows::map(handle("service_states")?)?,
+            rings: Rows::map(handle("rings")?)?,
+            backends: Rows::map(handle("backends")?)?,
+            nexthops: Rows::map(handle("nexthops")?)?,
+            unresolved: Rows::map(handle("unresolved")?)?,
+            connections: Rows::map(handle("connections")?)?,
+            neighbours: handle("neighbours")?,
+            reason_counters: handle("reason_counters")?,
+            backend_counters: handle("backend_counters")?,
+            settings: handle("settings")?,
+        })
+    }
+
+    /// Makes another copy of the program use these tables.
+    pub(super) fn reuse(&self, maps: &mut OpenXdpLbMaps<'_>) -> Result<()> {
+        let handles = self.handles();
+        macro_rules! reuse {
+            ($($map:ident),*) => { [$((stringify!($map), &mut maps.$map)),*] };
+        }
+        for (name, map) in for_each_map!(reuse) {
+            let (_, handle) = handles
+                .iter()
+                .find(|(n, _)| *n == name)
+                .with_context(|| format!("there is no table {name}"))?;
+            use std::os::fd::AsFd as _;
+            map.reuse_fd(handle.as_fd()).with_context(|| format!("could not share the table {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn handles(&self) -> [(&'static str, &MapHandle); 12] {
+        [
+            ("directory", &self.directory),
+            ("services", self.services.handle()),
+            ("service_states", self.service_states.handle()),
+            ("rings", self.rings.handle()),
+            ("backends", self.backends.handle()),
+            ("nexthops", self.nexthops.handle()),
+            ("unresolved", self.unresolved.handle()),
+            ("connections", self.connections.handle()),
+            ("neighbours", &self.neighbours),
+            ("reason_counters", &self.reason_counters),
+            ("backend_counters", &self.backend_counters),
+            ("settings", &self.settings),
+        ]
+    }
+
+    /// Pins every table into the directory, under its name.
+    pub fn pin(&self, pin_dir: &Path) -> Result<()> {
+        for (name, handle) in self.handles() {
+            let path = pin_dir.join(name);
+            let mut handle = MapHandle::try_from(handle)
+                .with_context(|| format!("could not take hold of the table {name}"))?;
+            handle.pin(&path).with_context(|| format!("could not pin the table at {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// What the program was loaded with.
+    pub fn settings(&self) -> Result<types::lb_settings> {
+        let value = self
+            .settings
+            .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)
+            .context("could not read the table settings")?
+            .context("the table settings is empty")?;
+        from_bytes(&value)
+    }
+
+    pub(super) fn write_settings(&self, settings: &types::lb_settings) -> Result<()> {
+        // SAFETY is `plain`'s: settings has no padding.
+        self.settings
+            .update(&0u32.to_ne_bytes(), as_bytes(settings), MapFlags::ANY)
+            .context("could not write the table settings")
+    }
+
+    /// Packets and bytes that met a reason, over all CPUs.
+    pub fn reason_counter(&self, code: u32) -> Result<Counter> {
+        let rows: Vec<types::lb_counter> = per_cpu(&self.reason_counters, code)?;
+        Ok(rows.iter().map(Counter::from).sum())
+    }
+
+    /// A backend's counters, over all CPUs.
+    pub fn backend_counters(&self, index: u16) -> Result<types::lb_backend_counters> {
+        let rows: Vec<types::lb_backend_counters> = per_cpu(&self.backend_counters, u32::from(index))?;
+        Ok(rows.iter().fold(types::lb_backend_counters::default(), |mut sum, row| {
+            sum.connections += row.connections;
+            for (into, from) in [(&mut sum.to_backend, row.to_backend), (&mut sum.to_client, row.to_client)] {
+                into.packets += from.packets;
+                into.bytes += from.bytes;
+            }
+            sum
+        }))
+    }
+}
+
+/// Packets and the bytes of their whole frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of whole frames, from the Ethernet header on.
+    pub bytes: u64,
+}
+
+impl From<&types::lb_counter> for Counter {
+    fn from(row: &types::lb_counter) -> Counter {
+        Counter { packets: row.packets, bytes: row.bytes }
+    }
+}
+
+impl std::iter::Sum for Counter {
+    fn sum<I: Iterator<Item = Counter>>(counters: I) -> Counter {
+        counters.fold(Counter::default(), |a, b| Counter {
+            packets: a.packets + b.packets,
+            bytes: a.bytes + b.bytes,
+        })
+    }
+}
+
+fn per_cpu<T: Plain + Copy + Default>(map: &MapHandle, index: u32) -> Result<Vec<T>> {
+    let name = map.name().to_string_lossy().into_owned();
+    map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)
+        .with_context(|| format!("could not read row {index} of the table {name}"))?
+        .with_context(|| format!("the table {name} has no row {index}"))?
+        .iter()
+        .map(|value| from_bytes(value))
+        .collect()
+}
+
+/// A row from its bytes, wherever they lie.
+pub(super) fn from_bytes<T: Plain + Copy + Default>(bytes: &[u8]) -> Result<T> {
+    let mut row = T::default();
+    plain::copy_from_bytes(&mut row, bytes).map_err(|error| {
+        anyhow::anyhow!("a row of {} bytes is not what was expected: {error:?}", bytes.len())
+    })?;
+    Ok(row)
+}
+
+/// A row as its bytes.
+#[allow(unsafe_code)] // the one view of a row as bytes
+pub(super) fn as_bytes<T: Plain>(row: &T) -> &[u8] {
+    // SAFETY: rows are C structs without hidden padding (see skeleton.rs).
+    unsafe { plain::as_bytes(row) }
+}

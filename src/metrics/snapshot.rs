@@ -1,0 +1,167 @@
+use std::net::SocketAddrV4;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::dataplane::types::{lb_backend, lb_backend_state, lb_service};
+use crate::dataplane::{Census, Class, Counter, Reason, Tables, ipv4_of, scheduler_of};
+use crate::model::Protocol;
+
+/// Every figure of an instance at one time. Its JSON is stable: fields are added, never renamed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Snapshot {
+    /// The services, in the order of their indexes.
+    pub services: Vec<ServiceFigures>,
+    /// What became of packets: every reason, those never seen with zeros.
+    pub reasons: Vec<ReasonFigures>,
+    /// The connection table.
+    pub table: TableFigures,
+}
+
+/// One service.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceFigures {
+    /// The address and port clients connect to.
+    pub vip: SocketAddrV4,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// How new connections are spread.
+    pub scheduler: &'static str,
+    /// Its backends.
+    pub backends: Vec<BackendFigures>,
+}
+
+/// One backend of a service.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackendFigures {
+    /// Where it listens.
+    pub address: SocketAddrV4,
+    /// `up`, `drain` or `down`.
+    pub state: &'static str,
+    /// Its share of new connections.
+    pub weight: u8,
+    /// Live connections, confirmed or not.
+    pub active: u32,
+    /// Connections since the start.
+    pub connections: u64,
+    /// What was sent to it.
+    pub to_backend: Counter,
+    /// What it answered.
+    pub to_client: Counter,
+}
+
+/// One thing that can become of a packet.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReasonFigures {
+    /// `sent`, `stack`, `pass`, `drop` or `error`.
+    pub class: &'static str,
+    /// Its name, unique within the class.
+    pub name: &'static str,
+    /// What it means.
+    pub help: &'static str,
+    /// How often it happened.
+    #[serde(flatten)]
+    pub counter: Counter,
+}
+
+/// How full the connection table is.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableFigures {
+    /// Slots in all; more than the connections promised.
+    pub slots: u64,
+    /// Confirmed connections within their timeout.
+    pub confirmed: u64,
+    /// Unconfirmed ones within theirs.
+    pub unconfirmed: u64,
+    /// Closed ones and idle ones beyond their timeout: the next that needs the slot gets it.
+    pub replaceable: u64,
+}
+
+impl Snapshot {
+    /// Reads an instance's tables. `census` is what a walk over its connections counted.
+    pub fn take(tables: &Tables, census: &Census) -> Result<Snapshot> {
+        Ok(Snapshot {
+            services: services(tables, census)?,
+            reasons: reasons(tables)?,
+            table: TableFigures {
+                slots: census.slots,
+                confirmed: census.confirmed,
+                unconfirmed: census.unconfirmed,
+                replaceable: census.replaceable,
+            },
+        })
+    }
+
+    /// All that a class of reasons counted.
+    pub fn class(&self, class: Class) -> Counter {
+        self.reasons.iter().filter(|reason| reason.class == class.name()).map(|reason| reason.counter).sum()
+    }
+}
+
+fn reasons(tables: &Tables) -> Result<Vec<ReasonFigures>> {
+    let figures = |reason: &Reason| {
+        Ok(ReasonFigures {
+            class: reason.class.name(),
+            name: reason.name,
+            help: reason.help,
+            counter: tables.reason_counter(reason.code())?,
+        })
+    };
+    Reason::ALL.iter().map(figures).collect()
+}
+
+fn services(tables: &Tables, census: &Census) -> Result<Vec<ServiceFigures>> {
+    let mut services = Vec::new();
+    for index in 1..tables.services.len() {
+        let row = tables.services.get(index).context("the table of services has fewer rows than it says")?;
+        let Some(protocol) = Protocol::from_number(row.proto) else { continue };
+        services.push((index, figures_of(&row, protocol)));
+    }
+    for index in 1..tables.backends.len() {
+        let row = tables.backends.get(index).context("the table of backends has fewer rows than it says")?;
+        let Some(state) = state_name(row.state) else { continue };
+        let service = services.iter_mut().find(|(service, _)| *service == usize::from(row.service));
+        if let Some((_, service)) = service {
+            service.backends.push(backend(tables, census, index as u16, &row, state)?);
+        }
+    }
+    Ok(services.into_iter().map(|(_, service)| service).collect())
+}
+
+fn figures_of(row: &lb_service, protocol: Protocol) -> ServiceFigures {
+    ServiceFigures {
+        vip: SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port)),
+        protocol: protocol.to_string(),
+        scheduler: scheduler_of(row.scheduler).map_or("unknown", |scheduler| scheduler.name()),
+        backends: Vec::new(),
+    }
+}
+
+fn backend(
+    tables: &Tables,
+    census: &Census,
+    index: u16,
+    row: &lb_backend,
+    state: &'static str,
+) -> Result<BackendFigures> {
+    let counters = tables.backend_counters(index)?;
+    Ok(BackendFigures {
+        address: SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port)),
+        state,
+        weight: row.weight,
+        active: census.active.get(usize::from(index)).copied().unwrap_or(0),
+        connections: counters.connections,
+        to_backend: Counter::from(&counters.to_backend),
+        to_client: Counter::from(&counters.to_client),
+    })
+}
+
+/// `None` for a free row.
+fn state_name(state: u8) -> Option<&'static str> {
+    match lb_backend_state(u32::from(state)) {
+        lb_backend_state::LB_BACKEND_UP => Some("up"),
+        lb_backend_state::LB_BACKEND_DRAIN => Some("drain"),
+        lb_backend_state::LB_BACKEND_DOWN => Some("down"),
+        _ => None,
+    }
+}

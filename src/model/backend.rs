@@ -1,0 +1,45 @@
+use std::fmt;
+use std::net::SocketAddrV4;
+
+/// A real server of a service: where it listens and its share of new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Backend {
+    /// Address and port the packets are translated to.
+    pub address: SocketAddrV4,
+    /// Share of new connections relative to the service's other backends.
+    pub weight: Weight,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.address, self.weight.get())
+    }
+}
+
+/// A backend's weight, 1 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Weight(u8);
+
+impl Weight {
+    /// The smallest weight, and the one of a backend that names none.
+    pub const MIN: Weight = Weight(1);
+    /// The largest weight.
+    pub const MAX: Weight = Weight(100);
+
+    /// `None` outside 1 to 100.
+    pub fn new(value: u8) -> Option<Weight> {
+        let weight = Weight(value);
+        (Self::MIN..=Self::MAX).contains(&weight).then_some(weight)
+    }
+
+    /// The weight as a number.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self::MIN
+    }
+}

@@ -1,0 +1,28 @@
+//! What the control plane asks of and tells the kernel's network stack: interfaces, IPv4 addresses, routes
+//! and neighbours over rtnetlink (RFC 3549), and gratuitous ARP for an address that has just moved here.
+//!
+//! Everything is synchronous and bounded in time. Nothing here reads `/sys/class/net`: that tree shows the
+//! devices of the namespace it was mounted in, which after `nsenter --net` is not the one we run in. A
+//! [`Netlink`] socket belongs to the network namespace of the thread that opened it, and stays there.
+//!
+//! Replies are read attribute by attribute, only those that we need: a newer kernel that adds attributes, or
+//! makes known ones longer, changes nothing for us.
+
+mod address;
+mod announce;
+mod attributes;
+mod link;
+mod neighbour;
+mod route;
+mod socket;
+mod sysctl;
+#[cfg(test)]
+mod testing;
+
+pub use address::Address;
+pub use announce::announce;
+pub use link::Link;
+pub use neighbour::Neighbour;
+pub use route::{Route, RouteKind};
+pub use socket::Netlink;
+pub use sysctl::Sysctl;

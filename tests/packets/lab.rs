@@ -1,0 +1,241 @@
+//! A network namespace with one interface towards clients and one towards backends, and the loaded program.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+use xdp_lb::dataplane::types::{lb_backend_state, lb_nexthop_flags};
+use xdp_lb::dataplane::{BackendId, NextHop, Plane, Profile, Reason};
+use xdp_lb::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
+
+use super::frame::{Frame, Mac};
+
+pub const VIP: SocketAddrV4 = address([192, 168, 1, 100], 80);
+pub const CLIENT: SocketAddrV4 = address([192, 168, 1, 2], 40000);
+/// Behind a gateway.
+pub const FAR_CLIENT: SocketAddrV4 = address([203, 0, 113, 9], 40000);
+/// On the clients' segment, with a MAC that nobody knows.
+pub const SILENT_CLIENT: SocketAddrV4 = address([192, 168, 1, 77], 40000);
+
+pub const LB_MAC: Mac = [2, 0, 0, 0, 0, 1];
+pub const LB_BACK_MAC: Mac = [2, 0, 0, 0, 0, 2];
+pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 1, 2];
+pub const GATEWAY_MAC: Mac = [2, 0, 0, 0, 1, 0xfe];
+pub const MTU: u32 = 1500;
+
+pub const fn address(ip: [u8; 4], port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(ip[0], ip[1], ip[2], ip[3]), port)
+}
+
+/// The n-th backend, from 0.
+pub fn backend(n: u8) -> SocketAddrV4 {
+    address([10, 0, 0, 10 + n], 8080)
+}
+
+pub fn backend_mac(n: u8) -> Mac {
+    [2, 0, 0, 0, 2, n]
+}
+
+pub fn service(
+    vip: SocketAddrV4,
+    protocol: Protocol,
+    scheduler: Scheduler,
+    backends: &[(u8, u8)],
+) -> Service {
+    let backends = backends
+        .iter()
+        .map(|(n, weight)| Backend { address: backend(*n), weight: Weight::new(*weight).unwrap() })
+        .collect();
+    Service { vip, protocol, scheduler, backends }
+}
+
+/// What the program did with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Drop = 1,
+    Pass = 2,
+    Tx = 3,
+    Redirect = 4,
+}
+
+/// How the program is loaded for a test.
+pub struct Setup {
+    pub services: Vec<Service>,
+    pub profile: Profile,
+    pub max_connections: u32,
+    pub timeouts: Timeouts,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        let backends = [(0, 1), (1, 1), (2, 1)];
+        Setup {
+            services: vec![
+                service(VIP, Protocol::Tcp, Scheduler::RoundRobin, &backends),
+                service(VIP, Protocol::Udp, Scheduler::RoundRobin, &backends),
+            ],
+            profile: Profile { test_clock: true, ..Profile::NATIVE },
+            max_connections: 1000,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+pub struct Lab {
+    pub plane: Plane,
+    pub profile: Profile,
+    /// Towards clients.
+    pub front: u32,
+    /// Towards backends.
+    pub back: u32,
+}
+
+/// Runs a test in a namespace of its own.
+pub fn lab(setup: Setup, test: impl FnOnce(&mut Lab) + Send + 'static) {
+    let result = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let mut lab = Lab::new(setup);
+        test(&mut lab);
+    })
+    .join();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn ip(line: &str) {
+    let output = Command::new("ip").args(line.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+impl Lab {
+    fn new(setup: Setup) -> Lab {
+        ip(&format!("link add front index 10 address {} type veth peer name front-far", text(LB_MAC)));
+        ip(&format!("link add back index 20 address {} type veth peer name back-far", text(LB_BACK_MAC)));
+        ip("address add 192.168.1.1/24 dev front");
+        ip("address add 10.0.0.1/24 dev back");
+        for link in ["lo", "front", "front-far", "back", "back-far"] {
+            ip(&format!("link set {link} up"));
+        }
+        ip(&format!("neighbour add 192.168.1.2 lladdr {} dev front nud permanent", text(CLIENT_MAC)));
+        ip(&format!("neighbour add 192.168.1.254 lladdr {} dev front nud permanent", text(GATEWAY_MAC)));
+        ip("route add default via 192.168.1.254");
+        std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").unwrap();
+
+        let mut plane =
+            Plane::load(setup.max_connections, &setup.timeouts, &setup.services, setup.profile).unwrap();
+        plane.apply(&setup.services).unwrap();
+        let mut lab = Lab { plane, profile: setup.profile, front: 10, back: 20 };
+        lab.clock(1000);
+        for backend in lab.plane.backends().to_vec() {
+            let n = backend.address.ip().octets()[3] - 10;
+            lab.reach(backend, Some(backend_mac(n)), 20);
+        }
+        lab
+    }
+
+    /// Gives a backend a next hop.
+    pub fn reach(&mut self, backend: BackendId, neighbour: Option<Mac>, ifindex: u32) -> u16 {
+        let source = if ifindex == self.back { LB_BACK_MAC } else { LB_MAC };
+        let hop = NextHop { ifindex, mtu: MTU, source, neighbour };
+        let index = self.plane.next_hop(hop).unwrap().unwrap();
+        self.plane.set_next_hop(backend, index).unwrap();
+        index
+    }
+
+    /// The n-th row of a backend.
+    pub fn row(&self, n: usize) -> BackendId {
+        self.plane.backends()[n]
+    }
+
+    /// Has the kernel deliver to a next hop, as where frames sent by XDP would vanish.
+    pub fn deliver_by_stack(&self, nexthop: u16) {
+        let offset = std::mem::offset_of!(xdp_lb::dataplane::types::lb_nexthop, flags);
+        let flags = lb_nexthop_flags::LB_NEXTHOP_VALID.0 | lb_nexthop_flags::LB_NEXTHOP_STACK.0;
+        let byte = self.plane.tables().nexthops.byte(usize::from(nexthop), offset).unwrap();
+        byte.store(flags as u8, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Sets the state of the n-th row of a backend.
+    pub fn state(&self, n: usize, state: lb_backend_state) {
+        let offset = std::mem::offset_of!(xdp_lb::dataplane::types::lb_backend, state);
+        let index = usize::from(self.row(n).index);
+        let byte = self.plane.tables().backends.byte(index, offset).unwrap();
+        byte.store(state.0 as u8, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub fn clock(&mut self, now: u16) {
+        self.plane.program(self.profile).unwrap();
+        self.plane.set_test_clock(now).unwrap();
+    }
+
+    /// Sends a frame in on an interface. Returns the verdict, the reason counted and the frame afterwards.
+    pub fn send(&mut self, ifindex: u32, frame: &[u8]) -> (Verdict, String, Vec<u8>) {
+        let before = self.counts();
+        let (verdict, out) = self.plane.program(self.profile).unwrap().test_run(frame, ifindex).unwrap();
+        let verdict = match verdict {
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            3 => Verdict::Tx,
+            4 => Verdict::Redirect,
+            other => panic!("verdict {other}"),
+        };
+        let mut counted = Vec::new();
+        for ((reason, old), (_, new)) in before.iter().zip(self.counts()) {
+            if new != *old {
+                assert_eq!(
+                    (new.0 - old.0, new.1 - old.1),
+                    (1, frame.len() as u64),
+                    "{reason}: counted wrongly"
+                );
+                counted.push(reason.clone());
+            }
+        }
+        assert_eq!(counted.len(), 1, "a packet is counted once: {counted:?}");
+        (verdict, counted.remove(0), out)
+    }
+
+    fn counts(&self) -> Vec<(String, (u64, u64))> {
+        let count = |reason: &Reason| {
+            let counter = self.plane.tables().reason_counter(reason.code()).unwrap();
+            (format!("{} {}", reason.class.name(), reason.name), (counter.packets, counter.bytes))
+        };
+        Reason::ALL.iter().map(count).collect()
+    }
+
+    /// A row of the packet table: a frame sent in, the verdict and the reason, and the whole frame afterwards.
+    #[track_caller]
+    pub fn expect(&mut self, what: &str, ifindex: u32, frame: &[u8], then: (Verdict, &str), after: &[u8]) {
+        let (verdict, reason, out) = self.send(ifindex, frame);
+        assert_eq!((verdict, reason.as_str()), then, "{what}: verdict and reason");
+        assert!(out == after, "{what}: frame\n     got {}\nexpected {}", hex(&out), hex(after));
+    }
+
+    /// A row whose frame is left as it came.
+    #[track_caller]
+    pub fn untouched(&mut self, what: &str, ifindex: u32, frame: &[u8], then: (Verdict, &str)) {
+        self.expect(what, ifindex, frame, then, frame);
+    }
+
+    /// A client's frame that is sent on to the n-th backend.
+    #[track_caller]
+    pub fn reaches_backend(&mut self, what: &str, frame: &Frame, n: u8) {
+        let after = frame.clone().to(backend(n)).ttl(frame.ttl - 1).macs(backend_mac(n), LB_BACK_MAC);
+        self.expect(what, self.front, &frame.bytes(), (Verdict::Redirect, "sent to_backend"), &after.bytes());
+    }
+
+    /// A backend's frame that is sent on to its client as if it came from the VIP.
+    #[track_caller]
+    pub fn reaches_client(&mut self, what: &str, frame: &Frame, mac: Mac) {
+        let after = frame.clone().from(VIP).ttl(frame.ttl - 1).macs(mac, LB_MAC);
+        self.expect(what, self.back, &frame.bytes(), (Verdict::Redirect, "sent to_client"), &after.bytes());
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

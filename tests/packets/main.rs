@@ -1,0 +1,11 @@
+//! The packet table: frames in, and for each the verdict, the counted reason and every byte of the frame that must come
+//! out, by `BPF_PROG_TEST_RUN` of the program as it is loaded for traffic.
+
+mod checksums;
+mod forward;
+mod frame;
+mod lab;
+mod lives;
+mod refused;
+mod replies;
+mod table;

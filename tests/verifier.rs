@@ -1,0 +1,14 @@
+//! The kernel takes every program in every profile.
+
+use xdp_lb::dataplane::verify_all;
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_every_profile_is_verified() {
+    let all = verify_all().unwrap();
+    let names: Vec<&str> = all.iter().map(|verified| verified.program.as_str()).collect();
+    assert_eq!(names, ["xdp_lb (native)", "xdp_lb (native_virtual)", "xdp_lb (skb)", "xdp_peer", "lb_clock"]);
+    for verified in all {
+        assert!(verified.instructions > 0 && verified.instructions < 1_000_000, "{verified:?}");
+    }
+}
