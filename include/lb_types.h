@@ -28,9 +28,6 @@ enum lb_constants {
 	LB_REASON_SLOTS = 160,
 };
 
-/* A slot of a ring whose backend does not take the connection is followed by up to this many others. */
-#define LB_SELECT_RETRIES 8
-
 /* An IPv6 address, or an IPv4 one mapped into it (RFC 4291, 2.5.5.2), raw. */
 struct lb_addr {
 	__u64 half[2];

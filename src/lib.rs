@@ -3,6 +3,7 @@
 //! The binary is `src/main.rs`; this library is what it is made of, so that tests can reach the parts.
 #![deny(unsafe_code)]
 #![warn(clippy::unwrap_used)]
+#![deny(clippy::print_stderr)]
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("xdp-lb needs Linux on x86-64: the connection table relies on the order of x86 stores");
@@ -14,4 +15,5 @@ pub mod dataplane;
 pub mod metrics;
 pub mod model;
 pub mod net;
+pub mod note;
 pub mod ring;

@@ -22,9 +22,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("xdp-lb: {error:#}");
+            xdp_lb::note!("{error:#}");
             if !nix::unistd::geteuid().is_root() && is_permission(&error) {
-                eprintln!("xdp-lb: run it as root: sudo xdp-lb ...");
+                xdp_lb::note!("run it as root: sudo xdp-lb ...");
             }
             ExitCode::FAILURE
         }

@@ -90,6 +90,11 @@ fn root_pin_dirs_that_cannot_be_used() -> Result<()> {
         let with = |dir: &str| format!("{} --pin-dir {dir}", args("eth0"));
         assert_refused(lab, &with(&format!("{dir}/pins")), &[&dir, "not in a bpffs", "mount -t bpf"])?;
         assert_refused(lab, &with("/nowhere/pins"), &["/nowhere"])?;
+        // Somebody else's directory stays as it is.
+        let others = "/sys/fs/bpf/others";
+        std::fs::create_dir_all(format!("{others}/theirs"))?;
+        assert_refused(lab, &with(others), &[others, "theirs", "not ours"])?;
+        assert!(std::fs::exists(format!("{others}/theirs"))?);
         assert!(!has_xdp(lab, "lb", "eth0")? && !has_xdp(lab, "lb", "eth1")?);
         Ok(())
     })

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may use whom, inside the crate. What is not here may use everything.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
+    // Its macro belongs to all: `crate::note!` is not a use of the room.
+    ("note", &[]),
     ("model", &[]),
     ("config", &["model"]),
     ("ring", &["model"]),
@@ -63,7 +65,10 @@ fn dependencies_go_one_way() {
             continue;
         };
         for name in used(&text) {
-            let fine = name == room || allowed.contains(&name.as_str()) || !rooms.contains(&name.as_str());
+            let fine = name == room
+                || name == "note"
+                || allowed.contains(&name.as_str())
+                || !rooms.contains(&name.as_str());
             assert!(fine, "{}: {room} may not use {name}", path.display());
         }
     }

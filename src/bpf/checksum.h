@@ -67,12 +67,15 @@ static long lb_csum_chunk(__u64 index, struct lb_csum_loop *loop)
 #define LB_CSUM_CHUNKS (65536 / 64)
 
 /* Adds `left` bytes of the frame at `offset` to a sum; padding beyond the IP length never counts. Returns 0, or -1 if the
- * frame ends before the bytes do.
+ * frame ends before the bytes do. A function of its own for the sake of its caller's stack.
  */
-static __always_inline int lb_csum_add_bytes(struct xdp_md *ctx, __u32 offset, __u32 left, __u64 *sum)
+__noinline int lb_csum_add_bytes(struct xdp_md *ctx, __u32 offset, __u32 left, __u64 *sum)
 {
-	struct lb_csum_loop loop = { .ctx = ctx, .offset = offset, .left = left, .sum = *sum };
+	struct lb_csum_loop loop = { .ctx = ctx, .offset = offset, .left = left };
 
+	if (!sum)
+		return -1;
+	loop.sum = *sum;
 	bpf_loop(LB_CSUM_CHUNKS, lb_csum_chunk, &loop, 0);
 	*sum = loop.sum;
 	return loop.failed || loop.left ? -1 : 0;

@@ -221,11 +221,12 @@ static __always_inline __u32 lb_conn_rate(__u64 state, __u16 now)
 struct lb_rating {
 	__u32 free;
 	__u32 unconfirmed;	/* live ones */
-	__u32 available;	/* best rating | slot of those that may go without asking; 0: none */
-	__u32 oldest;		/* rating | slot of the oldest live unconfirmed one; 0: none */
+	__u32 available;	/* best rating | salted slot of those that may go without asking; 0: none */
+	__u32 oldest;		/* rating | salted slot of the oldest live unconfirmed one; 0: none */
 };
 
-static __always_inline void lb_bucket_rate(struct lb_bucket *bucket, __u16 now, struct lb_rating *rating)
+/* `salt` decides among slots of the same rating: the newest of a burst is not always the one to go. */
+static __always_inline void lb_bucket_rate(struct lb_bucket *bucket, __u16 now, __u32 salt, struct lb_rating *rating)
 {
 	rating->free = rating->unconfirmed = rating->available = rating->oldest = 0;
 #pragma unroll
@@ -237,8 +238,8 @@ static __always_inline void lb_bucket_rate(struct lb_bucket *bucket, __u16 now, 
 		rating->free += lb_equal(rank, LB_RANK_FREE);
 		rating->unconfirmed += unconfirmed;
 		rating->available = lb_max(rating->available,
-					   lb_if(lb_below(LB_RANK_UNCONFIRMED, rank), rate | i, 0));
-		rating->oldest = lb_max(rating->oldest, lb_if(unconfirmed, rate | i, 0));
+					   lb_if(lb_below(LB_RANK_UNCONFIRMED, rank), rate | (i ^ salt), 0));
+		rating->oldest = lb_max(rating->oldest, lb_if(unconfirmed, rate | (i ^ salt), 0));
 	}
 	/* Unconfirmed entries hold at most half of a bucket: a flood of them finds no more room than that. */
 	rating->available = lb_if(lb_below(rating->unconfirmed, LB_CONNS_PER_BUCKET / 2), rating->available, 0);
@@ -248,11 +249,11 @@ static __always_inline void lb_bucket_rate(struct lb_bucket *bucket, __u16 now, 
 static __always_inline struct lb_conn *lb_conn_victim(struct lb_conn_ref *ref, __u16 now)
 {
 	struct lb_rating first, second;
-	__u32 one, two, other, slot;
+	__u32 one, two, other, slot, salt = ref->tag & (LB_CONNS_PER_BUCKET - 1);
 	struct lb_bucket *bucket;
 
-	lb_bucket_rate(ref->first, now, &first);
-	lb_bucket_rate(ref->second, now, &second);
+	lb_bucket_rate(ref->first, now, salt, &first);
+	lb_bucket_rate(ref->second, now, salt, &second);
 	one = first.available;
 	two = second.available;
 	if (one | two) {
@@ -271,7 +272,7 @@ static __always_inline struct lb_conn *lb_conn_victim(struct lb_conn_ref *ref, _
 	if (!slot)
 		return NULL;
 	bucket = other ? ref->second : ref->first;
-	slot &= LB_CONNS_PER_BUCKET - 1;
+	slot = (slot ^ salt) & (LB_CONNS_PER_BUCKET - 1);
 	return &bucket->conn[slot];
 }
 
@@ -291,9 +292,9 @@ static __always_inline int lb_conn_insert(struct lb_conn_ref *ref, __u64 state, 
 		if (!(lb_conn_rate(old, now) >> LB_RANK_SHIFT) || !lb_conn_swap(conn, old, claimed))
 			continue;
 		LB_WRITE_ONCE(conn->key, ref->key);
-		/* release: after the key */
-		__sync_lock_test_and_set(&conn->state, state);
-		return LB_CONTINUE;
+		/* release: after the key; a swap, because a claim that was held up for seconds may have been taken over */
+		if (lb_conn_swap(conn, claimed, state))
+			return LB_CONTINUE;
 	}
 	return LB_DROP_TABLE_FULL;
 }
@@ -342,6 +343,9 @@ static __always_inline __u64 lb_state_after_backend(__u64 state, __u8 proto, __u
 	if (proto == IPPROTO_TCP) {
 		if (flags & LB_TCP_RST)
 			return lb_state_in_phase(fresh, LB_PHASE_CLOSED);
+		/* A new connection of the same tuple owes nothing to the FINs of the old one. */
+		if (flags & LB_TCP_SYN)
+			fresh &= ~(LB_STATE_CLIENT_CLOSED | LB_STATE_BACKEND_CLOSED);
 		if (flags & LB_TCP_FIN) {
 			fresh |= LB_STATE_BACKEND_CLOSED;
 			if (state & LB_STATE_CLIENT_CLOSED)
@@ -352,8 +356,10 @@ static __always_inline __u64 lb_state_after_backend(__u64 state, __u8 proto, __u
 	}
 	if (phase == LB_PHASE_UNCONFIRMED)
 		return lb_state_in_phase(fresh, LB_PHASE_ANSWERED);
+	/* The FINs were somebody else's, or of half a connection: none of them is to help in closing it later. */
 	if (phase == LB_PHASE_REVIVING)
-		return lb_state_in_phase(fresh, LB_PHASE_ESTABLISHED);
+		return lb_state_in_phase(fresh & ~(LB_STATE_CLIENT_CLOSED | LB_STATE_BACKEND_CLOSED),
+					 LB_PHASE_ESTABLISHED);
 	return fresh;
 }
 

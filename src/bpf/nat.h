@@ -27,15 +27,16 @@ static __always_inline __sum16 lb_nat_check(struct xdp_md *ctx, struct lb_packet
 	return !check && pkt->proto == IPPROTO_UDP ? 0xffff : check;
 }
 
-/* The IP header's part: address, TTL, header checksum. */
-static __always_inline void lb_nat_ip(struct lb_packet *pkt, __be32 *field, __be32 addr, __u64 addr_diff)
+/* The IP header's part: address, TTL, header checksum. Where the kernel forwards, it counts the hop. */
+static __always_inline void lb_nat_ip(struct lb_packet *pkt, __be32 *field, __be32 addr, __u64 addr_diff, int direct)
 {
 	struct iphdr *ip = pkt->ip;
 	__be16 *ttl_and_protocol = (__be16 *)&ip->ttl;
 	__be16 before = *ttl_and_protocol;
 
 	*field = addr;
-	ip->ttl--;
+	if (direct)
+		ip->ttl--;
 	ip->check = lb_csum_update(ip->check, addr_diff + lb_csum_diff16(before, *ttl_and_protocol));
 }
 
@@ -67,7 +68,7 @@ static __always_inline int lb_nat(struct xdp_md *ctx, struct lb_packet *pkt, con
 		pkt->udp->source = nat->port;
 	else
 		pkt->udp->dest = nat->port;
-	lb_nat_ip(pkt, field, nat->addr, addr_diff);
+	lb_nat_ip(pkt, field, nat->addr, addr_diff, direct);
 	if (direct)
 		lb_nat_macs(pkt, hop);
 	if (finish && lb_csum_complete(ctx, pkt->l4_offset, pkt->l4_len,

@@ -42,4 +42,16 @@ static __always_inline int lb_partial(struct xdp_md *ctx, struct lb_packet *pkt,
 	return partial;
 }
 
+/* Whether a TCP packet's header checksums are right, or still to be finished: whether its receiver will look at it. */
+static __always_inline int lb_intact(struct xdp_md *ctx, struct lb_packet *pkt)
+{
+	__u32 header = pkt->ip_len - pkt->l4_len;
+
+	if (!lb_csum_whole(ctx, pkt->l4_offset - header, header, 0))
+		return 0;
+	return lb_partial_matches(pkt, pkt->tcp->check) ||
+	       lb_csum_whole(ctx, pkt->l4_offset, pkt->l4_len,
+			     lb_csum_pseudo(pkt->ip->saddr, pkt->ip->daddr, pkt->proto, pkt->l4_len));
+}
+
 #endif

@@ -22,7 +22,8 @@ static __always_inline int lb_backend_takes_new(const struct lb_backend *backend
 }
 
 /* Whether the client's address and port already talk to this backend through another service: its replies could not be
- * told apart. Returns 1 if so, 0 if not.
+ * told apart. Returns 1 if so, 0 if not. An entry that is closed or over its timeout gives way: its replies would be
+ * taken for those of the new connection, or these for its.
  */
 __noinline int lb_tuple_in_use(struct lb_new *new, __u32 index)
 {
@@ -39,6 +40,7 @@ __noinline int lb_tuple_in_use(struct lb_new *new, __u32 index)
 	for (int i = 0; i < LB_PAIRS_PER_ORIGIN; i++) {
 		struct lb_pair pair = origin->pair[i];
 		struct lb_conn_ref ref;
+		struct lb_conn *conn;
 		__u64 state;
 
 		if (!pair.backend)
@@ -46,8 +48,10 @@ __noinline int lb_tuple_in_use(struct lb_new *new, __u32 index)
 		if (pair.service == new->service ||
 		    lb_conn_refer(&ref, lb_conn_key(new->client, new->client_port, pair.service)))
 			continue;
-		if (lb_conn_find(&ref, &state) && lb_state_backend(state) == pair.backend &&
-		    lb_state_phase(state) != LB_PHASE_CLOSED)
+		conn = lb_conn_find(&ref, &state);
+		if (!conn || lb_state_backend(state) != pair.backend)
+			continue;
+		if (lb_conn_rate(state, new->now) >> LB_RANK_SHIFT <= LB_RANK_UNCONFIRMED || !lb_conn_swap(conn, state, 0))
 			return 1;
 	}
 	return 0;

@@ -27,6 +27,14 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
+/* Not "this" network, loopback, multicast, reserved or broadcast (RFC 6890). */
+static __always_inline int lb_may_be_client(__be32 addr)
+{
+	__u8 first = bpf_ntohl(addr) >> 24;
+
+	return first != 0 && first != 127 && first < 224;
+}
+
 /* A packet that belongs to no usable connection (`old` is the state of one that is not usable, or 0): may it open one?
  * Returns minus the reason of a drop, or the backend.
  */
@@ -46,6 +54,8 @@ static __always_inline int lb_admit(struct xdp_md *ctx, struct lb_packet *pkt, _
 
 	if (pkt->tcp_flags & LB_TCP_RST)
 		return -LB_DROP_RST_UNKNOWN;
+	if (!lb_may_be_client(new.client) || new.client == new.vip)
+		return -LB_DROP_BAD_SOURCE;
 	backend = lb_connect(ctx, &new);
 	pkt->new_connection = new.made;
 	return backend;
@@ -61,9 +71,20 @@ static __always_inline int lb_goes_on(const struct lb_packet *pkt, __u64 state, 
 		return 0;
 	if (pkt->proto == IPPROTO_UDP)
 		return now != LB_BACKEND_DOWN;
-	if ((pkt->tcp_flags & (LB_TCP_SYN | LB_TCP_ACK | LB_TCP_RST)) == LB_TCP_SYN)
-		return now == LB_BACKEND_UP && lb_state_phase(state) != LB_PHASE_CLOSED;
-	return 1;
+	if ((pkt->tcp_flags & (LB_TCP_SYN | LB_TCP_ACK | LB_TCP_RST)) != LB_TCP_SYN)
+		return 1;
+	/* Anybody can send a SYN in a client's name: it does not take a live connection off a backend that drains. */
+	if (now == LB_BACKEND_DRAIN)
+		return lb_state_phase(state) == LB_PHASE_ESTABLISHED;
+	return now == LB_BACKEND_UP && lb_state_phase(state) != LB_PHASE_CLOSED;
+}
+
+/* The ACK that confirms a connection must be one that the backend answers, with a RST if its number is wrong: what the
+ * backend discards unseen, by a wrong checksum, would let spoofed connections live as long as real ones.
+ */
+static __always_inline int lb_confirms_blindly(struct xdp_md *ctx, struct lb_packet *pkt, __u64 state)
+{
+	return pkt->proto == IPPROTO_TCP && lb_state_phase(state) == LB_PHASE_ANSWERED && !lb_intact(ctx, pkt);
 }
 
 static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *pkt, __u16 service)
@@ -90,7 +111,8 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 			return LB_ERROR_TABLES;
 	}
 	if (conn && lb_goes_on(pkt, state, backend, service)) {
-		lb_conn_update(conn, key, state, pkt, 0);
+		if (!lb_confirms_blindly(ctx, pkt, state))
+			lb_conn_update(conn, key, state, pkt, 0);
 	} else {
 		chosen = lb_admit(ctx, pkt, service, key, state);
 		if (chosen <= 0)

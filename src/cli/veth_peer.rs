@@ -1,5 +1,7 @@
 //! `xdp-lb veth-peer`: lets frames that XDP sends out of a veth arrive at its far end.
 
+use std::io::Write as _;
+
 use anyhow::{Context as _, Result};
 
 use crate::dataplane::{attach_peer, detach_peer};
@@ -17,6 +19,6 @@ pub fn veth_peer(interface: &str, remove: bool) -> Result<()> {
         true if detach_peer(link.index, &link.name)? => "has no XDP program any more",
         true => "has no XDP program",
     };
-    println!("{interface} {text}");
+    let _ = writeln!(std::io::stdout(), "{interface} {text}");
     Ok(())
 }

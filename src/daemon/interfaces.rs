@@ -97,8 +97,8 @@ impl Interfaces {
             hint(&error),
             if wanted == Mode::Native { "skb, or auto" } else { "native, or auto" }
         );
-        eprintln!(
-            "xdp-lb: warning: the driver of {name} refuses native mode ({error}){}: SKB mode is used on all interfaces, which \
+        crate::note!(
+            "warning: the driver of {name} refuses native mode ({error}){}: SKB mode is used on all interfaces, which \
              is slower",
             hint(&error)
         );

@@ -35,11 +35,11 @@ pub fn run(config: &Config) -> Result<()> {
     let interfaces = Interfaces::find(&mut netlink, config)?;
     let pins = PinDir::acquire(&config.pin_dir)?;
     if let Some(mounted) = pins.mounted() {
-        eprintln!("xdp-lb: mounted a bpffs at {}, where none was", mounted.display());
+        crate::note!("mounted a bpffs at {}, where none was", mounted.display());
     }
     if pins.had_leftovers() {
-        eprintln!(
-            "xdp-lb: warning: an instance that died had left its programs attached; they were detached, and its \
+        crate::note!(
+            "warning: an instance that died had left its programs attached; they were detached, and its \
              connections are lost"
         );
     }
@@ -64,7 +64,7 @@ fn serve(
     let first = interfaces.main().profile(interfaces::first_mode(config.xdp_mode));
     let mut plane = Plane::load(config.max_connections, &config.timeouts, &config.services, first)?;
     plane.apply(&config.services)?;
-    let lookups = Lookups::allow();
+    let mut lookups = Lookups::allow();
     let mut network = Network::new(netlink);
     network.resolve(&mut plane)?;
     let attached = interfaces.attach(&mut plane, config.xdp_mode)?;
@@ -75,7 +75,7 @@ fn serve(
     let mut vips = AssignedVips::assign(config, interfaces.main())?;
     say(&banner(config, &network, &plane, &attached, pins));
     vips.warn_of_unassigned(config);
-    let served = tick(config, &mut plane, &mut network, &mut vips, &lookups, stop);
+    let served = tick(config, &mut plane, &mut network, &mut vips, &mut lookups, stop);
     // First of all: nobody should be drawn here by an address that nothing balances any more.
     vips.remove();
     served
@@ -100,8 +100,8 @@ impl Lookups {
         match Sysctl::set(LOOKUP_SYSCTL, "1") {
             Ok(sysctl) => {
                 if sysctl.before() != "1" {
-                    eprintln!(
-                        "xdp-lb: set {LOOKUP_SYSCTL} = 1 (was {}): the program needs it to look up the way to clients; \
+                    crate::note!(
+                        "set {LOOKUP_SYSCTL} = 1 (was {}): the program needs it to look up the way to clients; \
                          it is put back at the end",
                         sysctl.before()
                     );
@@ -109,9 +109,9 @@ impl Lookups {
                 Lookups(Some(sysctl))
             }
             Err(error) => {
-                eprintln!(
-                    "xdp-lb: warning: {error:#}; replies to clients whose next hop is not known yet are left to the \
-                     kernel"
+                crate::note!(
+                    "warning: {error:#}; unless it is 1 already, all replies are left to the \
+                     kernel, which drops most"
                 );
                 Lookups(None)
             }
@@ -119,10 +119,10 @@ impl Lookups {
     }
 
     /// Switching `ip_forward` off switches this off too.
-    fn keep(&self) {
-        match self.0.as_ref().map(Sysctl::keep) {
-            Some(Ok(true)) => eprintln!("xdp-lb: warning: {LOOKUP_SYSCTL} was switched off: set to 1 again"),
-            Some(Err(error)) => eprintln!("xdp-lb: warning: {error:#}"),
+    fn keep(&mut self) {
+        match self.0.as_mut().map(Sysctl::keep) {
+            Some(Ok(true)) => crate::note!("warning: {LOOKUP_SYSCTL} was switched off: set to 1 again"),
+            Some(Err(error)) => crate::note!("warning: {error:#}"),
             Some(Ok(false)) | None => {}
         }
     }
@@ -134,7 +134,7 @@ fn tick(
     plane: &mut Plane,
     network: &mut Network,
     vips: &mut AssignedVips,
-    lookups: &Lookups,
+    lookups: &mut Lookups,
     stop: &Receiver<()>,
 ) -> Result<()> {
     let start = Instant::now();

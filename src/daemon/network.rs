@@ -54,10 +54,11 @@ impl Network {
             }
             if Instant::now() >= deadline {
                 for way in silent {
-                    eprintln!(
-                        "xdp-lb: warning: next hop {} on {} does not answer ARP; what goes there is left to the kernel \
+                    crate::note!(
+                        "warning: next hop {} on {} does not answer ARP; what goes there is left to the kernel \
                          until it does",
-                        way.next_hop, way.interface
+                        way.next_hop,
+                        way.interface
                     );
                 }
                 return Ok(());
@@ -85,7 +86,7 @@ impl Network {
     fn warn(&mut self, warning: String) {
         if warning != self.last_warning {
             if !warning.is_empty() {
-                eprintln!("xdp-lb: warning: could not follow the network: {warning}");
+                crate::note!("warning: could not follow the network: {warning}");
             }
             self.last_warning = warning;
         }
@@ -116,7 +117,7 @@ impl Network {
                 continue;
             };
             let Some(hop) = next_hop(link, Some(mac)) else { continue };
-            plane.next_hop(hop)?;
+            plane.neighbour(hop)?;
             let moved = self.macs.insert(*at, mac).filter(|old| *old != mac);
             if let Some(old) = moved {
                 let elsewhere =

@@ -38,7 +38,7 @@ impl AssignedVips {
                 .with_context(|| format!("could not add the VIP {vip} to {name}"))?;
             match added {
                 true => vips.added.push(vip),
-                false => eprintln!("xdp-lb: the VIP {vip} is on {name} already and stays there"),
+                false => crate::note!("the VIP {vip} is on {name} already and stays there"),
             }
         }
         vips.announce_again = true;
@@ -55,7 +55,7 @@ impl AssignedVips {
     fn announce_one(&self, vip: Ipv4Addr) {
         let Some(mac) = self.link.mac else { return };
         if let Err(error) = announce(&self.link.name, mac, vip) {
-            eprintln!("xdp-lb: warning: could not announce {vip} on {}: {error:#}", self.link.name);
+            crate::note!("warning: could not announce {vip} on {}: {error:#}", self.link.name);
         }
     }
 
@@ -71,8 +71,8 @@ impl AssignedVips {
         let Ok(addresses) = self.netlink.addresses() else { return };
         for vip in vips_of(config) {
             if !addresses.iter().any(|address| address.address == vip) {
-                eprintln!(
-                    "xdp-lb: warning: the VIP {vip} is on no interface: nothing answers ARP for it. Add it (--assign-vip), \
+                crate::note!(
+                    "warning: the VIP {vip} is on no interface: nothing answers ARP for it. Add it (--assign-vip), \
                      unless your routers send it here by a route"
                 );
             }
@@ -83,7 +83,7 @@ impl AssignedVips {
     pub fn remove(&mut self) {
         for vip in std::mem::take(&mut self.added) {
             if let Err(error) = self.netlink.delete_address(self.link.index, vip, HOST_PREFIX) {
-                eprintln!("xdp-lb: could not remove the VIP {vip} from {}: {error:#}", self.link.name);
+                crate::note!("could not remove the VIP {vip} from {}: {error:#}", self.link.name);
             }
         }
     }

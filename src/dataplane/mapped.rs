@@ -96,7 +96,7 @@ impl<T: Plain + Copy> Rows<T> {
     }
 
     fn field(&self, index: usize, offset: usize, size: usize) -> Option<*mut u8> {
-        let inside = index < self.rows && offset % size == 0 && offset + size <= size_of::<T>();
+        let inside = index < self.rows && offset % size == 0 && offset <= size_of::<T>().saturating_sub(size);
         // SAFETY: the offset lies inside the row, the row inside the mapping.
         inside.then(|| unsafe { self.row_ptr(index).cast::<u8>().add(offset) })
     }
@@ -113,7 +113,7 @@ impl<T> Drop for Rows<T> {
     fn drop(&mut self) {
         // SAFETY: our own mapping, of which nothing is borrowed any more.
         if let Err(error) = unsafe { munmap(self.base, self.bytes.get()) } {
-            eprintln!("xdp-lb: could not unmap the table {}: {error}", self.map.name().to_string_lossy());
+            crate::note!("could not unmap the table {}: {error}", self.map.name().to_string_lossy());
         }
     }
 }

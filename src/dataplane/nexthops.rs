@@ -30,7 +30,18 @@ pub struct NextHops {
     used: u16,
 }
 
+/// Rows that neighbours in general leave to the backends: nobody on a segment can use up all by inventing neighbours.
+const KEPT_FOR_BACKENDS: u16 = 8192;
+
 impl NextHops {
+    /// As [`NextHops::index`], for a neighbour that may be a client's next hop.
+    pub fn index_of_neighbour(&mut self, tables: &Tables, hop: NextHop) -> Result<Option<u16>> {
+        if self.used >= u16::MAX - KEPT_FOR_BACKENDS && !self.rows.contains_key(&hop) {
+            return Ok(None);
+        }
+        self.index(tables, hop)
+    }
+
     /// The index of a next hop; makes a row for a new one. `None` once all rows were used: the kernel's FIB and stack
     /// take what has no row.
     pub fn index(&mut self, tables: &Tables, hop: NextHop) -> Result<Option<u16>> {

@@ -1,6 +1,6 @@
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -10,9 +10,14 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::attach::detach_pinned_link;
+use super::load::Profile;
+use super::tables::TABLE_NAMES;
 
 /// The prefix of the pins that are links; the rest of the name is the interface's index.
 pub(super) const LINK_PREFIX: &str = "link_";
+
+/// The prefix of the pins that are programs; the rest of the name is the profile.
+pub(super) const PROGRAM_PREFIX: &str = "program_";
 
 const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 const ONLY_OWNER: u32 = 0o700;
@@ -22,7 +27,7 @@ const ONLY_OWNER: u32 = 0o700;
 pub struct PinDir {
     path: PathBuf,
     /// The lock goes when this is closed.
-    _lock: Flock<File>,
+    lock: Flock<File>,
     /// Where a bpffs had to be mounted first.
     mounted: Option<PathBuf>,
     /// Whether there were pins of an instance that died.
@@ -41,8 +46,11 @@ impl PinDir {
                 None => continue,
             }
         };
-        let mut dir = PinDir { path: path.to_owned(), _lock: lock, mounted, leftovers: false };
+        let mut dir = PinDir { path: path.to_owned(), lock, mounted, leftovers: false };
         dir.leftovers = dir.clear()? > 0;
+        dir.lock
+            .set_permissions(Permissions::from_mode(ONLY_OWNER))
+            .with_context(|| format!("could not take {} out of others' reach", path.display()))?;
         Ok(dir)
     }
 
@@ -65,38 +73,62 @@ impl PinDir {
     /// others pinned something there meanwhile.
     pub fn remove(self) -> Result<()> {
         self.clear()?;
-        std::fs::remove_dir(&self.path)
-            .with_context(|| format!("could not remove {}", self.path.display()))?;
-        if let Some(mounted) = &self.mounted {
-            let empty = std::fs::read_dir(mounted).is_ok_and(|mut entries| entries.next().is_none());
-            if empty {
-                umount2(mounted, MntFlags::MNT_DETACH)
-                    .with_context(|| format!("could not unmount the bpffs at {}", mounted.display()))?;
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("could not remove {}", self.path.display()));
             }
+            _ => {}
         }
-        Ok(())
+        self.mounted.as_deref().map_or(Ok(()), unmount_unused)
     }
 
-    /// Links first: a pinned map or program that goes away harms nothing, an interface that still runs it might.
+    /// Links first: a pinned map or program that goes away harms nothing, an interface that still runs it might. A link that
+    /// cannot be detached does not keep the others.
     fn clear(&self) -> Result<usize> {
-        let mut pins = Vec::new();
-        for entry in std::fs::read_dir(&self.path)
-            .with_context(|| format!("could not list {}", self.path.display()))?
-        {
-            let entry = entry.with_context(|| format!("could not list {}", self.path.display()))?;
-            let is_link = entry.file_name().to_string_lossy().starts_with(LINK_PREFIX);
-            pins.push((!is_link, entry.path()));
+        let mut pins = self.pins()?;
+        pins.sort_by_key(|name| !name.starts_with(LINK_PREFIX));
+        let mut failed = None;
+        for name in &pins {
+            let pin = self.path.join(name);
+            let removed = if name.starts_with(LINK_PREFIX) { detach_pinned_link(&pin) } else { Ok(()) }
+                .and_then(|()| {
+                    std::fs::remove_file(&pin)
+                        .with_context(|| format!("could not remove the pin {}", pin.display()))
+                });
+            failed = failed.or(removed.err());
         }
-        pins.sort();
-        for (not_link, pin) in &pins {
-            if !not_link {
-                detach_pinned_link(pin)?;
-            }
-            std::fs::remove_file(pin)
-                .with_context(|| format!("could not remove the pin {}", pin.display()))?;
-        }
-        Ok(pins.len())
+        failed.map_or(Ok(pins.len()), Err)
     }
+
+    /// The names in the directory. An error if one of them cannot be ours: then it is somebody else's directory.
+    fn pins(&self) -> Result<Vec<String>> {
+        let listing = || format!("could not list {}", self.path.display());
+        let entries = match std::fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(listing)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.with_context(listing)?.file_name().to_string_lossy().into_owned();
+            ensure!(
+                is_ours(&name),
+                "{} holds {name}, which is not ours: choose a --pin-dir that nothing else uses",
+                self.path.display()
+            );
+            names.push(name);
+        }
+        Ok(names)
+    }
+}
+
+/// Whether this program pins under such a name.
+fn is_ours(name: &str) -> bool {
+    let link =
+        name.strip_prefix(LINK_PREFIX).is_some_and(|index| index.bytes().all(|byte| byte.is_ascii_digit()));
+    let program = name
+        .strip_prefix(PROGRAM_PREFIX)
+        .is_some_and(|profile| Profile::ALL.iter().any(|known| known.name() == profile));
+    link || program || TABLE_NAMES.contains(&name)
 }
 
 /// Makes and locks the directory. `None` if it was removed meanwhile.
@@ -133,6 +165,20 @@ fn make(path: &Path) -> Result<Option<Flock<File>>> {
         Ok(now) if now.ino() == locked.ino() => Ok(Some(lock)),
         _ => Ok(None),
     }
+}
+
+/// Unmounts the bpffs that was mounted, unless somebody else pinned something there. Some kernels put two files into each.
+fn unmount_unused(mounted: &Path) -> Result<()> {
+    const KERNELS: [&str; 2] = ["maps.debug", "progs.debug"];
+    let unused = std::fs::read_dir(mounted).is_ok_and(|mut entries| {
+        entries
+            .all(|entry| entry.is_ok_and(|entry| KERNELS.iter().any(|kernels| entry.file_name() == *kernels)))
+    });
+    if unused {
+        umount2(mounted, MntFlags::MNT_DETACH)
+            .with_context(|| format!("could not unmount the bpffs at {}", mounted.display()))?;
+    }
+    Ok(())
 }
 
 /// Sees that the directory would lie in a bpffs, mounting one at its usual place if there is none. Returns where.

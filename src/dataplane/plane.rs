@@ -16,6 +16,7 @@ use super::connections::{Census, Sweeper};
 use super::directory::{Directory, addr_of};
 use super::load::{Profile, Program, Source, directory_lines, load};
 use super::nexthops::{NextHop, NextHops};
+use super::pin::PROGRAM_PREFIX;
 use super::rings::{self, RingArena};
 use super::tables::{ABI, Capacity, Tables};
 use super::types::{
@@ -100,7 +101,7 @@ impl Plane {
         &self.backends
     }
 
-    /// Writes services that the tables do not have yet: backends first, then rings, then the directory that makes packets
+    /// Writes the services into tables that have none yet (call it once): backends first, then rings, then the directory that makes packets
     /// find them. The backends have no next hop until [`Plane::set_next_hop`].
     pub fn apply(&mut self, services: &[Service]) -> Result<()> {
         let mut directory = Directory::new(
@@ -183,9 +184,15 @@ impl Plane {
         Ok(())
     }
 
-    /// Gives a next hop its row.
+    /// Gives a backend's next hop its row.
     pub fn next_hop(&mut self, hop: NextHop) -> Result<Option<u16>> {
         self.nexthops.index(&self.tables, hop)
+    }
+
+    /// Gives a neighbour that may be a client's next hop its row. `None` once only those kept for backends are left: the
+    /// kernel's FIB knows the way to the others.
+    pub fn neighbour(&mut self, hop: NextHop) -> Result<Option<u16>> {
+        self.nexthops.index_of_neighbour(&self.tables, hop)
     }
 
     /// A neighbour's MAC that nobody has any more.
@@ -268,7 +275,7 @@ impl Plane {
     pub fn pin(&self, pin_dir: &Path) -> Result<()> {
         self.tables.pin(pin_dir)?;
         for program in &self.programs {
-            pin(program.fd(), &pin_dir.join(format!("program_{}", program.profile.name())))?;
+            pin(program.fd(), &pin_dir.join(format!("{PROGRAM_PREFIX}{}", program.profile.name())))?;
         }
         Ok(())
     }

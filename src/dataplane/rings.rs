@@ -13,8 +13,7 @@ pub fn lines(slots: usize) -> usize {
     slots.div_ceil(SLOTS_PER_LINE)
 }
 
-/// Which lines of the ring array are free. Lines of a ring that a packet may still be reading are given back only when
-/// the caller knows that none does.
+/// Which lines of the ring array are free.
 pub struct RingArena {
     /// (first line, number of lines), by first line, never adjacent.
     free: Vec<(usize, usize)>,

@@ -126,6 +126,13 @@ macro_rules! for_each_map {
     };
 }
 
+macro_rules! names {
+    ($($map:ident),*) => { [$(stringify!($map)),*] };
+}
+
+/// What the tables are called, and pinned under.
+pub(super) const TABLE_NAMES: [&str; 12] = for_each_map!(names);
+
 impl Tables {
     /// The tables of a program just loaded.
     pub(super) fn of_loaded(maps: &XdpLbMaps<'_>) -> Result<Tables> {

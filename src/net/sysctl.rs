@@ -26,8 +26,8 @@ impl Sysctl {
         Ok(Sysctl { name: name.to_owned(), value: value.to_owned(), before })
     }
 
-    /// Sets the value again if somebody changed it meanwhile. Ok(true): it had to.
-    pub fn keep(&self) -> Result<bool> {
+    /// Sets the value again if somebody changed it meanwhile; theirs is the one to put back then. Ok(true): it had to.
+    pub fn keep(&mut self) -> Result<bool> {
         let path = path_of(&self.name);
         let now =
             fs::read_to_string(&path).with_context(|| format!("could not read the sysctl {}", self.name))?;
@@ -36,6 +36,7 @@ impl Sysctl {
         }
         fs::write(&path, &self.value)
             .with_context(|| format!("could not set the sysctl {} to {} again", self.name, self.value))?;
+        self.before = now.trim().to_owned();
         Ok(true)
     }
 
@@ -51,7 +52,7 @@ impl Drop for Sysctl {
             return;
         }
         if let Err(error) = fs::write(path_of(&self.name), &self.before) {
-            eprintln!("xdp-lb: could not put the sysctl {} back to {}: {error}", self.name, self.before);
+            crate::note!("could not put the sysctl {} back to {}: {error}", self.name, self.before);
         }
     }
 }

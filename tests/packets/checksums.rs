@@ -84,10 +84,10 @@ fn root_stack_delivery_keeps_partial_checksums_partial() {
         let then = (Verdict::Pass, "stack neighbour_unknown");
         for frame in [tcp(CLIENT, VIP, "A").payload("abc"), udp(CLIENT, VIP)] {
             let partial = frame.checksum(Checksum::Partial);
-            let after = partial.clone().to(backend(0)).ttl(63).bytes();
+            let after = partial.clone().to(backend(0)).bytes();
             lab.expect("partial", lab.front, &partial.bytes(), then, &after);
             let whole = partial.checksum(Checksum::Whole);
-            let after = whole.clone().to(backend(0)).ttl(63).bytes();
+            let after = whole.clone().to(backend(0)).bytes();
             lab.expect("whole", lab.front, &whole.bytes(), then, &after);
         }
     });
@@ -106,11 +106,11 @@ fn root_the_kernel_delivers_where_frames_sent_by_xdp_would_vanish() {
         lab.deliver_by_stack(client_hop);
         for checksum in [Checksum::Partial, Checksum::Whole] {
             let frame = tcp(CLIENT, VIP, "A").payload("abc").checksum(checksum);
-            let after = frame.clone().to(backend(0)).ttl(63).bytes();
+            let after = frame.clone().to(backend(0)).bytes();
             let then = (Verdict::Pass, "stack to_backend");
             lab.expect("translated, its MACs left", lab.front, &frame.bytes(), then, &after);
             let frame = reply(0, CLIENT, "A").payload(vec![7; 1461]).checksum(checksum);
-            let after = frame.clone().from(VIP).ttl(63).bytes();
+            let after = frame.clone().from(VIP).bytes();
             let then = (Verdict::Pass, "stack to_client");
             lab.expect("of any size", lab.back, &frame.bytes(), then, &after);
         }
@@ -142,12 +142,12 @@ fn root_a_whole_checksum_that_looks_partial_stays_whole() {
             let row = lab.row(0);
             lab.reach(row, (!silent).then_some(backend_mac(0)), 20);
             let mut expect = |what: &str, frame: &Frame| {
-                let after = frame.clone().to(backend(0)).ttl(63);
+                let after = frame.clone().to(backend(0));
                 if silent {
                     let then = (Verdict::Pass, "stack neighbour_unknown");
                     lab.expect(what, lab.front, &frame.bytes(), then, &after.bytes());
                 } else {
-                    let after = after.macs(backend_mac(0), LB_BACK_MAC).bytes();
+                    let after = after.ttl(63).macs(backend_mac(0), LB_BACK_MAC).bytes();
                     lab.expect(
                         what,
                         lab.front,

@@ -100,7 +100,7 @@ fn root_out_of_the_interface_that_the_next_hop_names() {
         lab.expect("one arm", lab.front, &syn.bytes(), (Verdict::Tx, "sent to_backend"), &after);
 
         lab.reach(first, None, 20);
-        let translated = syn.clone().to(backend(0)).ttl(63).bytes();
+        let translated = syn.clone().to(backend(0)).bytes();
         let then = (Verdict::Pass, "stack neighbour_unknown");
         lab.expect("a silent neighbour is left to the kernel", lab.front, &syn.bytes(), then, &translated);
     });
@@ -172,6 +172,11 @@ fn root_a_backend_that_takes_no_more_is_passed_over() {
         lab.state(1, lb_backend_state::LB_BACKEND_DRAIN);
         lab.reaches_backend("draining ones take none", &tcp(client(2), VIP, "S"), 2);
         lab.reaches_backend("but keep what they have", &tcp(client(1), VIP, "A"), 1);
+        lab.reaches_backend(
+            "a SYN on what is no live connection goes elsewhere",
+            &tcp(client(1), VIP, "S"),
+            2,
+        );
         lab.state(2, lb_backend_state::LB_BACKEND_DOWN);
         let syn = tcp(client(3), VIP, "S").bytes();
         lab.untouched("none is left", lab.front, &syn, (Verdict::Drop, "drop no_backend"));

@@ -1,9 +1,10 @@
 //! How connections are confirmed, closed, revived and expire.
 
-use xdp_lb::dataplane::types::{lb_phase, lb_state_layout};
+use xdp_lb::dataplane::Profile;
+use xdp_lb::dataplane::types::{lb_backend_state, lb_phase, lb_state_layout};
 use xdp_lb::model::{Protocol, Scheduler};
 
-use super::frame::{tcp, udp};
+use super::frame::{Checksum, tcp, udp};
 use super::lab::*;
 use super::replies::{reply, udp_reply};
 
@@ -127,6 +128,79 @@ fn root_a_rst_without_a_connection_makes_none() {
         lab.untouched("RST", lab.front, &frame, (Verdict::Drop, "drop rst_unknown"));
         lab.reaches_backend("an ACK in the middle of a stream makes one", &tcp(CLIENT, VIP, "A"), 0);
         is_phase(lab, lb_phase::LB_PHASE_UNCONFIRMED);
+    });
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_what_the_backend_discards_unseen_confirms_nothing() {
+    for broken in [24, 50] {
+        // The IP header's checksum, TCP's.
+        lab(Setup::default(), move |lab| {
+            lab.reaches_backend("SYN", &tcp(CLIENT, VIP, "S"), 0);
+            lab.reaches_client("SYN-ACK", &reply(0, CLIENT, "SA"), CLIENT_MAC);
+            let mut ack = tcp(CLIENT, VIP, "A").payload("with data").bytes();
+            ack[broken] ^= 0x55;
+            let (_, reason, _) = lab.send(lab.front, &ack);
+            assert_eq!(reason, "sent to_backend");
+            is_phase(lab, lb_phase::LB_PHASE_ANSWERED);
+            let mut options = tcp(CLIENT, VIP, "A").payload("with data").padded(3);
+            options.ip_options = vec![1; 8];
+            lab.reaches_backend("a whole one", &options, 0);
+            is_phase(lab, lb_phase::LB_PHASE_ESTABLISHED);
+        });
+    }
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_local_senders_ack_confirms() {
+    let profile = Profile { test_clock: true, ..Profile::NATIVE_VIRTUAL };
+    lab(Setup { profile, ..Setup::default() }, |lab| {
+        lab.reaches_backend("SYN", &tcp(CLIENT, VIP, "S"), 0);
+        lab.reaches_client("SYN-ACK", &reply(0, CLIENT, "SA"), CLIENT_MAC);
+        lab.send(lab.front, &tcp(CLIENT, VIP, "A").checksum(Checksum::Partial).bytes());
+        is_phase(lab, lb_phase::LB_PHASE_ESTABLISHED);
+    });
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_nobody_outside_moves_a_live_connection() {
+    lab(Setup::default(), |lab| {
+        connection(lab);
+        lab.reaches_client("the backend ends a first life", &reply(0, CLIENT, "FA"), CLIENT_MAC);
+        lab.reaches_backend("the client aborts it", &tcp(CLIENT, VIP, "R"), 0);
+        connection(lab);
+        lab.reaches_backend("FIN of whoever", &tcp(CLIENT, VIP, "F"), 0);
+        lab.reaches_backend("SYN of whoever", &tcp(CLIENT, VIP, "S"), 0);
+        lab.reaches_client("the live one goes on", &reply(0, CLIENT, "A"), CLIENT_MAC);
+        lab.reaches_backend("and is revived", &tcp(CLIENT, VIP, "A"), 0);
+        lab.reaches_client("by both", &reply(0, CLIENT, "A"), CLIENT_MAC);
+        is_phase(lab, lb_phase::LB_PHASE_ESTABLISHED);
+        lab.reaches_client("the backend has sent all", &reply(0, CLIENT, "FA"), CLIENT_MAC);
+        is_phase(lab, lb_phase::LB_PHASE_CLOSING);
+    });
+    lab(Setup::default(), |lab| {
+        connection(lab);
+        lab.state(0, lb_backend_state::LB_BACKEND_DRAIN);
+        lab.reaches_backend("SYN of whoever, while the backend drains", &tcp(CLIENT, VIP, "S"), 0);
+        lab.reaches_client("the live one goes on", &reply(0, CLIENT, "A"), CLIENT_MAC);
+    });
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_of_a_burst_not_always_the_newest_goes() {
+    lab(one_bucket(), |lab| {
+        let mut places = std::collections::BTreeSet::new();
+        for n in 1..=64 {
+            lab.reaches_backend("one of a burst", &tcp(port(n), VIP, "S"), 0);
+            let row = lab.plane.tables().connections.get(0).unwrap();
+            let key_port = |key: u64| u16::from_be((key >> 32) as u16);
+            places.extend(row.conn.iter().position(|conn| conn.state != 0 && key_port(conn.key) == n));
+        }
+        assert!(places.len() >= 2, "every new one took the place of the one before: {places:?}");
     });
 }
 

@@ -109,6 +109,19 @@ fn root_ttl_0_and_1_go_nowhere() {
 
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
+fn root_sources_that_no_client_can_have() {
+    lab(Setup::default(), |lab| {
+        for ip in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [240, 0, 0, 1], [255; 4], VIP.ip().octets()]
+        {
+            for frame in [tcp(address(ip, 1234), VIP, "S"), udp(address(ip, 1234), VIP)] {
+                lab.untouched("source", lab.front, &frame.bytes(), (Verdict::Drop, "drop bad_source"));
+            }
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn root_fragments_of_a_balanced_protocol_are_dropped() {
     lab(Setup::default(), |lab| {
         for (more, offset) in [(true, 0), (true, 5), (false, 5)] {
@@ -183,7 +196,7 @@ fn root_a_frame_larger_than_the_mtu_is_dropped() {
         let row = lab.row(0);
         lab.reach(row, None, 20);
         let frame = tcp(CLIENT, VIP, "A").payload(vec![1; 1461]);
-        let after = frame.clone().to(backend(0)).ttl(63).bytes();
+        let after = frame.clone().to(backend(0)).bytes();
         let then = (Verdict::Pass, "stack neighbour_unknown");
         lab.expect("the kernel decides for itself", lab.front, &frame.bytes(), then, &after);
     });

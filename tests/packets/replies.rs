@@ -74,7 +74,7 @@ fn root_the_way_to_the_client_is_the_routes() {
 
         lab.plane.retire_neighbour(lab.front, GATEWAY_MAC).unwrap();
         let frame = reply(0, FAR_CLIENT, "A");
-        let after = frame.clone().from(VIP).ttl(63).bytes();
+        let after = frame.clone().from(VIP).bytes();
         let then = (Verdict::Pass, "stack route_by_kernel");
         lab.expect("without both it is left to the kernel", lab.back, &frame.bytes(), then, &after);
     });
@@ -92,7 +92,7 @@ fn root_an_unknown_client_neighbour_is_left_to_the_kernel_and_asked_for() {
         lab.reaches_backend("a client that nobody knows", &tcp(SILENT_CLIENT, VIP, "S"), 0);
         assert_eq!(lab.plane.take_unresolved(), [(lab.front, *SILENT_CLIENT.ip())]);
         let frame = reply(0, SILENT_CLIENT, "SA");
-        let after = frame.clone().from(VIP).ttl(63).bytes();
+        let after = frame.clone().from(VIP).bytes();
         let then = (Verdict::Pass, "stack neighbour_unknown");
         lab.expect("translated, not addressed", lab.back, &frame.bytes(), then, &after);
         assert_eq!(lab.plane.take_unresolved(), [(lab.front, *SILENT_CLIENT.ip())]);

@@ -56,6 +56,16 @@ fn root_a_tuple_in_use_everywhere_is_refused() {
         lab.untouched("the other", lab.front, &syn, (Verdict::Drop, "drop tuple_in_use"));
         lab.reaches_client("the one ends", &reply(0, CLIENT, "RA"), CLIENT_MAC);
         lab.reaches_backend("and its tuple is free", &tcp(CLIENT, OTHER_VIP, "S"), 0);
+        let answer = reply(0, CLIENT, "SA");
+        let after = answer.clone().from(OTHER_VIP).ttl(63).macs(CLIENT_MAC, LB_MAC).bytes();
+        let then = (Verdict::Redirect, "sent to_client");
+        lab.expect("replies are the other's now", lab.back, &answer.bytes(), then, &after);
+
+        let syn = tcp(CLIENT, VIP, "S").bytes();
+        lab.untouched("and the one's turn to wait", lab.front, &syn, (Verdict::Drop, "drop tuple_in_use"));
+        lab.clock(1000 + 100);
+        lab.reaches_backend("until the other is over its timeout", &tcp(CLIENT, VIP, "S"), 0);
+        lab.reaches_client("replies are the one's", &reply(0, CLIENT, "SA"), CLIENT_MAC);
     });
 }
 
