@@ -77,7 +77,8 @@ __noinline int lb_hop_by_fib(struct xdp_md *ctx, struct lb_hop *hop, __be32 sadd
 	if (!hop)
 		return LB_ERROR_TABLES;
 	reason = lb_hop_reason(bpf_fib_lookup(ctx, &fib, sizeof(fib), 0));
-	if (reason == LB_STACK_NEIGHBOUR_UNKNOWN)
+	/* A route may have an IPv6 gateway, whose address is there then. */
+	if (reason == LB_STACK_NEIGHBOUR_UNKNOWN && fib.family == LB_AF_INET)
 		lb_hop_unresolved(fib.ipv4_dst, fib.ifindex);
 	if (reason)
 		return reason;

@@ -156,7 +156,9 @@ __noinline int lb_connect(struct xdp_md *ctx, struct lb_new *new)
 		return backend;
 	}
 	/* Another CPU was faster with a packet of the same connection: its choice stands. */
-	return lb_conn_find(&ref, &old) ? lb_state_backend(old) : -LB_DROP_TABLE_FULL;
+	if (lb_conn_find(&ref, &old) && lb_state_phase(old) != LB_PHASE_CLOSED)
+		return lb_state_backend(old);
+	return -LB_DROP_TABLE_FULL;
 }
 
 #endif

@@ -77,6 +77,11 @@ impl Interfaces {
         Ok(Interfaces { all })
     }
 
+    /// The indexes of all.
+    pub fn indexes(&self) -> Vec<u32> {
+        self.all.iter().map(|interface| interface.link.index).collect()
+    }
+
     /// The interface that was named.
     pub fn main(&self) -> &Interface {
         &self.all[0]

@@ -65,7 +65,7 @@ fn serve(
     let mut plane = Plane::load(config.max_connections, &config.timeouts, &config.services, first)?;
     plane.apply(&config.services)?;
     let mut lookups = Lookups::allow();
-    let mut network = Network::new(netlink);
+    let mut network = Network::new(netlink, interfaces.indexes());
     network.resolve(&mut plane)?;
     let attached = interfaces.attach(&mut plane, config.xdp_mode)?;
     plane.pin(pins.path())?;

@@ -19,6 +19,8 @@ pub struct Network {
     macs: HashMap<(u32, Ipv4Addr), [u8; 6]>,
     /// What was last published for a backend.
     ways: HashMap<u16, Way>,
+    /// The interfaces that have the program.
+    attached: Vec<u32>,
     last_warning: String,
 }
 
@@ -38,8 +40,9 @@ struct View {
 }
 
 impl Network {
-    pub fn new(netlink: Netlink) -> Network {
-        Network { netlink, macs: HashMap::new(), ways: HashMap::new(), last_warning: String::new() }
+    /// `attached` are the interfaces that have, or are about to have, the program.
+    pub fn new(netlink: Netlink, attached: Vec<u32>) -> Network {
+        Network { netlink, macs: HashMap::new(), ways: HashMap::new(), attached, last_warning: String::new() }
     }
 
     /// Resolves the backends' next hops, waiting a moment for neighbours that are silent so far. One that stays silent is no
@@ -69,8 +72,11 @@ impl Network {
 
     /// As [`Network::refresh`]; an error is said once and tried again at the next call: what works goes on meanwhile.
     pub fn refresh_or_warn(&mut self, plane: &mut Plane) {
-        let warning = self.refresh(plane).err().map(|error| format!("{error:#}"));
-        self.warn(warning.unwrap_or_default());
+        let warning = match self.refresh(plane) {
+            Ok(troubles) => troubles.join("; "),
+            Err(error) => format!("could not follow the network: {error:#}"),
+        };
+        self.warn(warning);
     }
 
     /// Has the kernel ask for the neighbours that packets met and it did not know: replies to a client whose ARP it never
@@ -86,19 +92,22 @@ impl Network {
     fn warn(&mut self, warning: String) {
         if warning != self.last_warning {
             if !warning.is_empty() {
-                crate::note!("warning: could not follow the network: {warning}");
+                crate::note!("warning: {warning}");
             }
             self.last_warning = warning;
         }
     }
 
-    fn refresh(&mut self, plane: &mut Plane) -> Result<()> {
+    /// Returns what keeps backends from being reached, or their replies from being translated.
+    fn refresh(&mut self, plane: &mut Plane) -> Result<Vec<String>> {
         let view = self.look()?;
         self.follow_neighbours(plane, &view)?;
+        let mut troubles = Vec::new();
         for backend in plane.backends().to_vec() {
-            self.follow_backend(plane, &view, backend)?;
+            troubles.extend(self.follow_backend(plane, &view, backend)?);
         }
-        Ok(())
+        troubles.dedup();
+        Ok(troubles)
     }
 
     fn look(&mut self) -> Result<View> {
@@ -130,12 +139,17 @@ impl Network {
         Ok(())
     }
 
-    fn follow_backend(&mut self, plane: &mut Plane, view: &View, backend: BackendId) -> Result<()> {
+    fn follow_backend(
+        &mut self,
+        plane: &mut Plane,
+        view: &View,
+        backend: BackendId,
+    ) -> Result<Option<String>> {
         let address = *backend.address.ip();
         let route = self.netlink.route_to(address)?.filter(|route| route.kind == RouteKind::Unicast);
         let Some((route, link)) = route.and_then(|route| Some((route, view.links.get(&route.ifindex)?)))
         else {
-            return Ok(());
+            return Ok(Some(format!("there is no route to backend {} any more", backend.address)));
         };
         let next = route.gateway.unwrap_or(address);
         let neighbour = view.neighbours.get(&(route.ifindex, next));
@@ -144,19 +158,33 @@ impl Network {
             self.netlink.probe_neighbour(route.ifindex, next)?;
         }
         let mac = neighbour.filter(|neighbour| neighbour.usable).and_then(|neighbour| neighbour.mac);
-        let Some(hop) = next_hop(link, mac) else { return Ok(()) };
+        let Some(hop) = next_hop(link, mac) else {
+            return Ok(Some(format!("{}, which backend {} is behind, is down", link.name, backend.address)));
+        };
         let known = self.ways.get(&backend.index);
         // While ARP is being asked again the old MAC is the best guess.
         if mac.is_none() && known.is_some_and(|way| way.mac.is_some() && way.interface == link.name) {
-            return Ok(());
+            return Ok(None);
         }
-        let Some(index) = plane.next_hop(hop)? else { return Ok(()) };
+        let Some(index) = plane.next_hop(hop)? else {
+            return Ok(Some(format!(
+                "no row is left for the next hop of backend {}: restart xdp-lb",
+                backend.address
+            )));
+        };
         let way = Way { index, interface: link.name.clone(), next_hop: next, mac };
         if known.is_none_or(|known| known.index != index) {
             plane.set_next_hop(backend, index)?;
         }
         self.ways.insert(backend.index, way);
-        Ok(())
+        let foreign = !self.attached.contains(&link.index);
+        Ok(foreign.then(|| {
+            format!(
+                "backend {} is behind {} now, which has no program: its replies are not translated until xdp-lb is \
+                 started again",
+                backend.address, link.name
+            )
+        }))
     }
 
     /// How a backend is reached, for people.
