@@ -74,6 +74,7 @@ fmt: ## format the Rust code
 lint: ## check format, clippy and the shell scripts, warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib --locked
 	@if command -v shellcheck >/dev/null; then \
 		set -x; shellcheck deploy/*.sh .ci/run; \
 	else \

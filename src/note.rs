@@ -4,7 +4,7 @@
 use std::fmt::Arguments;
 use std::io::Write as _;
 
-/// Writes a line to stderr if that can be done. For the [`note!`](crate::note) macro.
+/// Writes a line to stderr if that can be done. For the macro `note!`.
 pub fn line(text: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "xdp-lb: {text}");
 }
