@@ -41,8 +41,8 @@
 	X(DROP,  5, TABLE_FULL,        table_full,        "no slot could be had in the connection table")              \
 	X(DROP,  6, TUPLE_IN_USE,      tuple_in_use,      "the client talks to this backend through another service")  \
 	X(DROP,  7, TOO_BIG,           too_big,           "larger than the next hop's MTU")                            \
-	X(DROP,  8, RST_UNKNOWN,       rst_unknown,       "a RST for a connection that is not known")           \
-	X(DROP,  9, BAD_SOURCE,        bad_source,        "a source address that no client can have")           \
+	X(DROP,  8, RST_UNKNOWN,       rst_unknown,       "a RST for a connection that is not known")                  \
+	X(DROP,  9, BAD_SOURCE,        bad_source,        "a source address that no client can have")                  \
 	/* dropped, and a bug or a broken table if ever seen */                                                        \
 	X(ERROR, 1, TABLES,            tables,            "a table's row names a row that does not exist")             \
 	X(ERROR, 2, CHECKSUM,          checksum,          "the frame could not be read for its checksum")

@@ -348,7 +348,7 @@ static __always_inline __u64 lb_state_after_backend(__u64 state, __u8 proto, __u
 			fresh &= ~(LB_STATE_CLIENT_CLOSED | LB_STATE_BACKEND_CLOSED);
 		if (flags & LB_TCP_FIN) {
 			fresh |= LB_STATE_BACKEND_CLOSED;
-			if (state & LB_STATE_CLIENT_CLOSED)
+			if (fresh & LB_STATE_CLIENT_CLOSED)
 				return lb_state_in_phase(fresh, LB_PHASE_CLOSED);
 			if (phase >= LB_PHASE_ESTABLISHED)
 				return lb_state_in_phase(fresh, LB_PHASE_CLOSING);

@@ -101,8 +101,8 @@ impl Plane {
         &self.backends
     }
 
-    /// Writes the services into tables that have none yet (call it once): backends first, then rings, then the directory that makes packets
-    /// find them. The backends have no next hop until [`Plane::set_next_hop`].
+    /// Writes the services into tables that have none yet (call it once): backends first, then rings, then the directory
+    /// that makes packets find them. The backends have no next hop until [`Plane::set_next_hop`].
     pub fn apply(&mut self, services: &[Service]) -> Result<()> {
         let mut directory = Directory::new(
             self.capacity.service_buckets,
