@@ -1,6 +1,7 @@
 //! One running instance: starts it, keeps it in step with the network, prints what it does, and takes it down.
 
 mod interfaces;
+mod ledger;
 mod network;
 mod vip;
 
@@ -13,8 +14,9 @@ use anyhow::{Context as _, Result};
 use crate::config::Config;
 use crate::dataplane::{Census, PinDir, Plane};
 use crate::metrics::{Snapshot, render};
-use crate::net::{Netlink, Sysctl};
+use crate::net::Netlink;
 use interfaces::Interfaces;
+use ledger::Ledger;
 use network::Network;
 use vip::AssignedVips;
 
@@ -34,7 +36,9 @@ pub fn run(config: &Config) -> Result<()> {
     let mut netlink = Netlink::open()?;
     let interfaces = Interfaces::find(&mut netlink, config)?;
     let pins = PinDir::acquire(&config.pin_dir)?;
+    let mut ledger = Ledger::open(pins.path())?;
     if let Some(mounted) = pins.mounted() {
+        ledger.add_mount(mounted)?;
         crate::note!("mounted a bpffs at {}, where none was", mounted.display());
     }
     if pins.had_leftovers() {
@@ -43,12 +47,14 @@ pub fn run(config: &Config) -> Result<()> {
              connections are lost"
         );
     }
-    let served = serve(config, netlink, &interfaces, &pins, &stop);
-    if let Err(error) = pins.remove() {
-        served?;
-        return Err(error.context("could not clean up"));
-    }
+    let served = serve(config, netlink, &interfaces, &pins, &mut ledger, &stop);
+    // First of all: nobody should be drawn here by an address that nothing balances any more.
+    vip::remove(ledger.vips(), &mut ledger);
+    let detached = pins.detach();
+    ledger.restore();
+    let cleaned = detached.and(pins.remove(ledger.mounted()));
     served?;
+    cleaned.context("could not clean up")?;
     say("detached; the pins are removed\n");
     Ok(())
 }
@@ -59,12 +65,13 @@ fn serve(
     netlink: Netlink,
     interfaces: &Interfaces,
     pins: &PinDir,
+    ledger: &mut Ledger,
     stop: &Receiver<()>,
 ) -> Result<()> {
     let first = interfaces.main().profile(interfaces::first_mode(config.xdp_mode));
     let mut plane = Plane::load(config.max_connections, &config.timeouts, &config.services, first)?;
     plane.apply(&config.services)?;
-    let mut lookups = Lookups::allow();
+    allow_lookups(ledger);
     let mut network = Network::new(netlink, interfaces.indexes());
     network.resolve(&mut plane)?;
     let attached = interfaces.attach(&mut plane, config.xdp_mode)?;
@@ -72,13 +79,12 @@ fn serve(
     for attachment in &attached {
         attachment.attachment.pin(pins.path())?;
     }
-    let mut vips = AssignedVips::assign(config, interfaces.main())?;
+    let mut vips = AssignedVips::assign(config, interfaces.main(), ledger)?;
+    vip::remove(ledger.inherited_vips(), ledger);
+    ledger.restore_inherited();
     say(&banner(config, &network, &plane, &attached, pins));
     vips.warn_of_unassigned(config);
-    let served = tick(config, &mut plane, &mut network, &mut vips, &mut lookups, stop);
-    // First of all: nobody should be drawn here by an address that nothing balances any more.
-    vips.remove();
-    served
+    tick(config, &mut plane, &mut network, &mut vips, ledger, stop)
 }
 
 /// Sends once on the first signal to stop.
@@ -92,39 +98,13 @@ fn stop_signal() -> Result<Receiver<()>> {
     Ok(receiver)
 }
 
-/// The sysctl that the program's route look-ups need.
-struct Lookups(Option<Sysctl>);
-
-impl Lookups {
-    fn allow() -> Lookups {
-        match Sysctl::set(LOOKUP_SYSCTL, "1") {
-            Ok(sysctl) => {
-                if sysctl.before() != "1" {
-                    crate::note!(
-                        "set {LOOKUP_SYSCTL} = 1 (was {}): the program needs it to look up the way to clients; \
-                         it is put back at the end",
-                        sysctl.before()
-                    );
-                }
-                Lookups(Some(sysctl))
-            }
-            Err(error) => {
-                crate::note!(
-                    "warning: {error:#}; unless it is 1 already, all replies are left to the \
-                     kernel, which drops most"
-                );
-                Lookups(None)
-            }
-        }
-    }
-
-    /// Switching `ip_forward` off switches this off too.
-    fn keep(&mut self) {
-        match self.0.as_mut().map(Sysctl::keep) {
-            Some(Ok(true)) => crate::note!("warning: {LOOKUP_SYSCTL} was switched off: set to 1 again"),
-            Some(Err(error)) => crate::note!("warning: {error:#}"),
-            Some(Ok(false)) | None => {}
-        }
+/// Lets the program look up routes.
+fn allow_lookups(ledger: &mut Ledger) {
+    let why = "the program needs it to look up the way to clients";
+    if let Err(error) = ledger.set_sysctl(LOOKUP_SYSCTL, "1", why) {
+        crate::note!(
+            "warning: {error:#}; unless it is 1 already, all replies are left to the kernel, which drops most"
+        );
     }
 }
 
@@ -134,7 +114,7 @@ fn tick(
     plane: &mut Plane,
     network: &mut Network,
     vips: &mut AssignedVips,
-    lookups: &mut Lookups,
+    ledger: &mut Ledger,
     stop: &Receiver<()>,
 ) -> Result<()> {
     let start = Instant::now();
@@ -157,7 +137,7 @@ fn tick(
         }
         if now >= next_network {
             network.refresh_or_warn(plane);
-            lookups.keep();
+            ledger.keep();
             vips.announce_again();
             next_network = now + NETWORK_INTERVAL;
         }

@@ -4,15 +4,17 @@ use std::net::Ipv4Addr;
 use anyhow::{Context as _, Result};
 
 use super::interfaces::Interface;
+use super::ledger::{Ledger, Vip};
 use crate::config::Config;
 use crate::net::{Link, Netlink, announce};
 
 const HOST_PREFIX: u8 = 32;
 
-/// The VIPs that this instance put on its interface. They go with it.
+/// The VIPs that this instance put on its interface; the ledger remembers them.
 pub struct AssignedVips {
     netlink: Netlink,
     link: Link,
+    /// Those that are there by us.
     added: Vec<Ipv4Addr>,
     /// A second announcement is still to come, as RFC 5227 asks for.
     announce_again: bool,
@@ -20,7 +22,7 @@ pub struct AssignedVips {
 
 impl AssignedVips {
     /// With --assign-vip, adds each VIP that is not there yet and announces all by gratuitous ARP.
-    pub fn assign(config: &Config, interface: &Interface) -> Result<AssignedVips> {
+    pub fn assign(config: &Config, interface: &Interface, ledger: &mut Ledger) -> Result<AssignedVips> {
         let mut vips = AssignedVips {
             netlink: Netlink::open()?,
             link: interface.link.clone(),
@@ -31,19 +33,33 @@ impl AssignedVips {
             return Ok(vips);
         }
         for vip in vips_of(config) {
-            let name = &vips.link.name;
-            let added = vips
-                .netlink
-                .add_address(vips.link.index, vip, HOST_PREFIX)
-                .with_context(|| format!("could not add the VIP {vip} to {name}"))?;
-            match added {
-                true => vips.added.push(vip),
-                false => crate::note!("the VIP {vip} is on {name} already and stays there"),
+            if vips.add(vip, ledger)? {
+                vips.added.push(vip);
+            } else {
+                crate::note!("the VIP {vip} is on {} already and stays there", vips.link.name);
             }
         }
         vips.announce_again = true;
         vips.announce(config);
         Ok(vips)
+    }
+
+    /// Ok(false): it is there by somebody else.
+    fn add(&mut self, vip: Ipv4Addr, ledger: &mut Ledger) -> Result<bool> {
+        let Link { name, index, .. } = &self.link;
+        let noted_now = ledger.add_vip(name, vip)?;
+        let added = self
+            .netlink
+            .add_address(*index, vip, HOST_PREFIX)
+            .with_context(|| format!("could not add the VIP {vip} to {name}"));
+        let ours = match added {
+            Ok(added) => added || !noted_now,
+            Err(_) => false,
+        };
+        if !ours {
+            ledger.drop_vip(name, vip)?;
+        }
+        added.map(|_| ours)
     }
 
     fn announce(&self, config: &Config) {
@@ -78,21 +94,23 @@ impl AssignedVips {
             }
         }
     }
+}
 
-    /// Takes away what was added; further calls do nothing.
-    pub fn remove(&mut self) {
-        for vip in std::mem::take(&mut self.added) {
-            if let Err(error) = self.netlink.delete_address(self.link.index, vip, HOST_PREFIX) {
-                crate::note!("could not remove the VIP {vip} from {}: {error:#}", self.link.name);
-            }
+/// Takes addresses that the ledger has from their interfaces, and out of it.
+pub fn remove(vips: Vec<Vip>, ledger: &mut Ledger) {
+    for Vip { interface, address, .. } in vips {
+        let removed = remove_one(&interface, address).and_then(|()| ledger.drop_vip(&interface, address));
+        if let Err(error) = removed {
+            crate::note!("could not remove the VIP {address} from {interface}: {error:#}");
         }
     }
 }
 
-impl Drop for AssignedVips {
-    fn drop(&mut self) {
-        self.remove();
-    }
+/// The interface may be gone, and its addresses with it.
+fn remove_one(interface: &str, address: Ipv4Addr) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = netlink.link(interface)? else { return Ok(()) };
+    netlink.delete_address(link.index, address, HOST_PREFIX).map(drop)
 }
 
 fn vips_of(config: &Config) -> BTreeSet<Ipv4Addr> {

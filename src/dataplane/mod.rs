@@ -11,6 +11,7 @@ mod nexthops;
 mod pin;
 mod plane;
 mod reasons;
+mod record;
 mod rings;
 #[allow(missing_docs, unsafe_code, clippy::undocumented_unsafe_blocks, clippy::unwrap_used)] // generated code
 mod skeleton;
@@ -28,6 +29,7 @@ pub use pin::PinDir;
 pub(crate) use plane::scheduler_of;
 pub use plane::{Attached, BackendId, Plane};
 pub use reasons::{Class, Reason};
+pub use record::Record;
 pub use skeleton::lb::types;
 pub use tables::{Capacity, Counter, Tables};
 pub use verify::{Verified, verify_all};

@@ -11,6 +11,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::attach::detach_pinned_link;
 use super::load::Profile;
+use super::record::RECORD;
 use super::tables::TABLE_NAMES;
 
 /// The prefix of the pins that are links; the rest of the name is the interface's index.
@@ -23,7 +24,7 @@ const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 const ONLY_OWNER: u32 = 0o700;
 
 /// The directory in a bpffs that holds everything one instance pins, locked against a second instance. What was pinned goes
-/// away with [`PinDir::remove`]; a drop alone leaves it, as a crash would.
+/// away with [`PinDir::detach`] and [`PinDir::remove`]; a drop alone leaves it, as a crash would.
 pub struct PinDir {
     path: PathBuf,
     /// The lock goes when this is closed.
@@ -69,23 +70,36 @@ impl PinDir {
         self.leftovers
     }
 
-    /// Detaches every link and removes every pin, then the directory, and unmounts the bpffs that was mounted for it unless
-    /// others pinned something there meanwhile.
-    pub fn remove(self) -> Result<()> {
+    /// Detaches every link and removes every pin but the record of what was changed on this host.
+    pub fn detach(&self) -> Result<()> {
+        self.clear().map(drop)
+    }
+
+    /// Removes the directory with what is left in it, and unmounts the bpffs that was `mounted` for it unless others pinned
+    /// something there meanwhile.
+    pub fn remove(self, mounted: Option<&Path>) -> Result<()> {
         self.clear()?;
+        let record = self.path.join(RECORD);
+        match std::fs::remove_file(&record) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("could not remove the pin {}", record.display()));
+            }
+            _ => {}
+        }
         match std::fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("could not remove {}", self.path.display()));
             }
             _ => {}
         }
-        self.mounted.as_deref().map_or(Ok(()), unmount_unused)
+        mounted.map_or(Ok(()), unmount_unused)
     }
 
     /// Links first: a pinned map or program that goes away harms nothing, an interface that still runs it might. A link that
     /// cannot be detached does not keep the others.
     fn clear(&self) -> Result<usize> {
         let mut pins = self.pins()?;
+        pins.retain(|name| name != RECORD);
         pins.sort_by_key(|name| !name.starts_with(LINK_PREFIX));
         let mut failed = None;
         for name in &pins {
@@ -128,7 +142,7 @@ fn is_ours(name: &str) -> bool {
     let program = name
         .strip_prefix(PROGRAM_PREFIX)
         .is_some_and(|profile| Profile::ALL.iter().any(|known| known.name() == profile));
-    link || program || TABLE_NAMES.contains(&name)
+    link || program || name == RECORD || TABLE_NAMES.contains(&name)
 }
 
 /// Makes and locks the directory. `None` if it was removed meanwhile.

@@ -25,4 +25,4 @@ pub use link::Link;
 pub use neighbour::Neighbour;
 pub use route::{Route, RouteKind};
 pub use socket::Netlink;
-pub use sysctl::Sysctl;
+pub use sysctl::{read_sysctl, write_sysctl};

@@ -1,62 +1,53 @@
+//! Sysctls of the network namespace of the calling thread.
+
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-/// A sysctl of this network namespace that is to have a value; dropping this puts the one back that was there before.
-#[derive(Debug)]
-pub struct Sysctl {
-    name: String,
-    value: String,
-    before: String,
+/// The value of a sysctl (`net.ipv4.conf.lo.forwarding`); a `/` stands for a dot that is part of a name, as in
+/// `net.ipv4.conf.eth0/100.forwarding`.
+///
+/// # Errors
+/// Where there is no such sysctl, as for an interface that is gone.
+pub fn read_sysctl(name: &str) -> Result<String> {
+    let value =
+        fs::read_to_string(path_of(name)).with_context(|| format!("could not read the sysctl {name}"))?;
+    Ok(value.trim().to_owned())
 }
 
-impl Sysctl {
-    /// Gives a sysctl (`net.ipv4.conf.lo.forwarding`) a value.
-    ///
-    /// Errors where there is no such sysctl or it cannot be written, as in a container with a read-only /proc/sys.
-    pub fn set(name: &str, value: &str) -> Result<Sysctl> {
-        let path = path_of(name);
-        let before =
-            fs::read_to_string(&path).with_context(|| format!("could not read the sysctl {name}"))?;
-        let before = before.trim().to_owned();
-        if before != value {
-            fs::write(&path, value).with_context(|| format!("could not set the sysctl {name} to {value}"))?;
-        }
-        Ok(Sysctl { name: name.to_owned(), value: value.to_owned(), before })
-    }
-
-    /// Sets the value again if somebody changed it meanwhile; theirs is the one to put back then. Ok(true): it had to.
-    pub fn keep(&mut self) -> Result<bool> {
-        let path = path_of(&self.name);
-        let now =
-            fs::read_to_string(&path).with_context(|| format!("could not read the sysctl {}", self.name))?;
-        if now.trim() == self.value {
-            return Ok(false);
-        }
-        fs::write(&path, &self.value)
-            .with_context(|| format!("could not set the sysctl {} to {} again", self.name, self.value))?;
-        self.before = now.trim().to_owned();
-        Ok(true)
-    }
-
-    /// The value that was there.
-    pub fn before(&self) -> &str {
-        &self.before
-    }
+/// Gives a sysctl a value.
+///
+/// # Errors
+/// Where there is no such sysctl or it cannot be written, as in a container with a read-only /proc/sys.
+pub fn write_sysctl(name: &str, value: &str) -> Result<()> {
+    fs::write(path_of(name), value).with_context(|| format!("could not set the sysctl {name} to {value}"))
 }
 
-impl Drop for Sysctl {
-    fn drop(&mut self) {
-        if self.before == self.value {
-            return;
-        }
-        if let Err(error) = fs::write(path_of(&self.name), &self.before) {
-            crate::note!("could not put the sysctl {} back to {}: {error}", self.name, self.before);
-        }
-    }
-}
-
+/// As sysctl(8): dots and slashes change places.
 fn path_of(name: &str) -> PathBuf {
-    PathBuf::from("/proc/sys").join(name.replace('.', "/"))
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    PathBuf::from("/proc/sys").join(name.chars().map(swap).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dot_in_an_interfaces_name_is_written_as_a_slash() {
+        let path = path_of("net.ipv4.conf.eth0/100.rp_filter");
+        assert_eq!(path, PathBuf::from("/proc/sys/net/ipv4/conf/eth0.100/rp_filter"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_an_error_that_names_it() {
+        assert!(read_sysctl("net.ipv4.ip_forward").is_ok());
+        let error = read_sysctl("net.ipv4.conf.no-such-if.forwarding").unwrap_err();
+        assert!(error.to_string().contains("net.ipv4.conf.no-such-if.forwarding"));
+    }
 }
