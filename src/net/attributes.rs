@@ -30,6 +30,11 @@ pub(super) fn u32_value(value: &[u8]) -> Result<u32> {
     Ok(u32::from_ne_bytes(bytes))
 }
 
+/// A signed 32-bit value in host byte order.
+pub(super) fn i32_value(value: &[u8]) -> Result<i32> {
+    Ok(i32::from_ne_bytes(u32_value(value)?.to_ne_bytes()))
+}
+
 /// An IPv4 address: 4 bytes in network byte order.
 pub(super) fn ipv4_value(value: &[u8]) -> Result<Ipv4Addr> {
     let bytes: [u8; 4] = value

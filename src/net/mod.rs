@@ -12,6 +12,7 @@ mod address;
 mod announce;
 mod attributes;
 mod link;
+mod namespace;
 mod neighbour;
 mod route;
 mod socket;
@@ -21,7 +22,8 @@ mod testing;
 
 pub use address::Address;
 pub use announce::announce;
-pub use link::Link;
+pub use link::{Link, Peer, XdpAttached, XdpOnLink};
+pub use namespace::Namespace;
 pub use neighbour::Neighbour;
 pub use route::{Route, RouteKind};
 pub use socket::Netlink;

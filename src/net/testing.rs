@@ -1,6 +1,6 @@
 //! For tests against the real kernel, each in a network namespace of its own thread, gone with the thread.
 
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{JoinHandle, spawn};
 
@@ -37,24 +37,26 @@ pub(super) fn ip(lines: &str) -> Result<()> {
     Ok(())
 }
 
+type Work = Box<dyn FnOnce() -> Result<()> + Send>;
+
 /// A second namespace with a thread in it that runs `ip` commands.
 pub(super) struct Host {
     pub(super) thread_id: i32,
-    commands: Sender<&'static str>,
+    commands: Sender<Work>,
     results: Receiver<Result<()>>,
     thread: JoinHandle<()>,
 }
 
 impl Host {
     pub(super) fn start() -> Result<Host> {
-        let (commands, requests) = channel();
+        let (commands, requests) = channel::<Work>();
         let (answers, results) = channel();
         let (id_sender, id) = channel();
         let thread = spawn(move || {
             let outcome = unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace");
             drop(id_sender.send(outcome.map(|()| gettid().as_raw())));
-            for lines in requests {
-                drop(answers.send(ip(lines)));
+            for work in requests {
+                drop(answers.send(work()));
             }
         });
         let thread_id = id.recv().context("the other namespace's thread")??;
@@ -62,8 +64,20 @@ impl Host {
     }
 
     pub(super) fn ip(&self, lines: &'static str) -> Result<()> {
-        self.commands.send(lines).context("the other namespace's thread ended")?;
+        self.run(move || ip(lines))
+    }
+
+    /// Runs code in its thread.
+    pub(super) fn run(&self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        self.commands.send(Box::new(work)).ok().context("the other namespace's thread ended")?;
         self.results.recv().context("the other namespace's thread ended")?
+    }
+
+    /// Starts a process there that does nothing.
+    pub(super) fn process(&self) -> Result<Child> {
+        let (sender, child) = channel();
+        self.run(move || Ok(sender.send(Command::new("sleep").arg("60").spawn()?)?))?;
+        child.recv().context("the other namespace's thread ended")
     }
 
     pub(super) fn stop(self) {
