@@ -135,8 +135,9 @@ struct lb_backend {
 /* --- next hops --- */
 
 enum lb_nexthop_flags {
-	LB_NEXTHOP_VALID = 1,	/* both MACs are known */
-	LB_NEXTHOP_STACK = 2,	/* frames sent by XDP would vanish: the kernel delivers */
+	LB_NEXTHOP_VALID = 1,		/* both MACs are known */
+	LB_NEXTHOP_NO_REDIRECT = 2,	/* what XDP redirects to the interface would vanish */
+	LB_NEXTHOP_NO_TX = 4,		/* what XDP sends back out of it by XDP_TX would vanish */
 };
 
 struct lb_nexthop {
@@ -152,6 +153,11 @@ struct lb_neighbour_key {
 	__u32 ifindex;
 	__u8 mac[6];
 	__u16 reserved;
+};
+
+/* What is known of an interface that the FIB may name. One without a row gets nothing directly. */
+struct lb_egress {
+	__u32 flags;	/* enum lb_nexthop_flags, as of its next hops */
 };
 
 /* A neighbour that a packet met and the kernel did not know: the control plane has it asked for. One word, so that it is

@@ -19,7 +19,9 @@ use libbpf_rs::btf::types::{DataSec, MemberAttr, Struct, Var};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use xdp_lb::dataplane::types::{lb_bucket, lb_conn, lb_phase, lb_profile, lb_settings, lb_state_layout};
+use xdp_lb::dataplane::types::{
+    lb_bucket, lb_conn, lb_nexthop, lb_phase, lb_profile, lb_settings, lb_state_layout,
+};
 use xdp_lb::dataplane::{Rows, Sweeper};
 
 const OPERATIONS: f64 = 40e6;
@@ -159,6 +161,8 @@ struct Round {
     settings: lb_settings,
     members: Vec<(String, usize)>,
     connections: Rows<lb_bucket>,
+    /// None is valid: the sweep takes the entries' next hops away.
+    nexthops: Rows<lb_nexthop>,
     epochs: Rows<u64>,
 }
 
@@ -181,8 +185,9 @@ impl Round {
         }
         let object = open.load().context("could not load the hammer")?;
         let connections = Rows::map(map(&object, "connections")?)?;
+        let nexthops = Rows::map(map(&object, "nexthops")?)?;
         let epochs = Rows::map(map(&object, "hammer_epochs")?)?;
-        Ok(Round { settings, members: members(&btf)?, connections, epochs, object })
+        Ok(Round { settings, members: members(&btf)?, connections, nexthops, epochs, object })
     }
 
     /// Sets up, hammers until each worker has done its share of operations, and looks at what is left.
@@ -266,7 +271,7 @@ impl Round {
         self.set_epoch(EPOCH_SWEEPER, EPOCH_ENTERING);
         let now = self.epochs.word(EPOCH_CLOCK, 0).context("no clock")?.load(Ordering::SeqCst);
         self.set_epoch(EPOCH_SWEEPER, EPOCH_RUNNING | now);
-        let census = Sweeper::new(&self.connections, self.settings, now as u16).sweep();
+        let census = Sweeper::new(&self.connections, &self.nexthops, self.settings, now as u16).sweep();
         self.set_epoch(EPOCH_SWEEPER, EPOCH_IDLE);
         let confirmed = census.confirmed;
         ensure!(confirmed >= PINNED, "a sweep counted {confirmed} confirmed entries, {PINNED} are pinned");

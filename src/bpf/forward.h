@@ -101,7 +101,7 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 	pkt->backend = index;
 	nat.addr = lb_addr_to_ipv4(&backend->addr);
 	nat.port = backend->port;
-	reason = lb_hop_of_index(&hop, LB_READ_ONCE(backend->nexthop), LB_STACK_TO_BACKEND);
+	reason = lb_hop_to_backend(ctx, &hop, backend);
 	return lb_deliver(ctx, pkt, &nat, &hop, reason);
 }
 

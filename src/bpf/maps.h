@@ -12,7 +12,8 @@ struct lb_profile {
 	__u8 skb_mode;		/* attached in SKB mode: partial checksums stay partial */
 	__u8 partial_possible;	/* frames of local senders may arrive with partial checksums */
 	__u8 test_clock;	/* the table's clock is lb_test_now */
-	__u8 reserved[5];
+	__u8 stack;		/* everything that is translated is left to the kernel to deliver */
+	__u8 reserved[4];
 };
 
 const volatile struct lb_profile lb_profile = {};
@@ -87,6 +88,15 @@ struct {
 	__type(key, struct lb_neighbour_key);
 	__type(value, __u32);
 } neighbours SEC(".maps");
+
+/* How frames leave by an interface that has no next hop's row yet; by interface index. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct lb_egress);
+} egresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

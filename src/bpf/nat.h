@@ -94,6 +94,7 @@ static __always_inline int lb_deliver(struct xdp_md *ctx, struct lb_packet *pkt,
 	if (stack_reason)
 		return stack_reason;
 	pkt->out_ifindex = hop->ifindex;
+	pkt->no_tx = hop->no_tx;
 	return pkt->to_client ? LB_SENT_TO_CLIENT : LB_SENT_TO_BACKEND;
 }
 

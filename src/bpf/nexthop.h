@@ -17,10 +17,21 @@ struct lb_hop {
 	__u32 mtu;
 	__u8 macs[12];
 	__u32 index;	/* of the next hop; 0: none yet */
+	__u32 no_tx;	/* back out of the ingress interface by a redirect, not by XDP_TX */
 };
 
+/* Whether XDP can send by the interface, flags (enum lb_nexthop_flags) given: LB_CONTINUE, else why not. */
+static __always_inline int lb_hop_sends(const struct xdp_md *ctx, struct lb_hop *hop, __u32 flags, int stack_reason)
+{
+	hop->no_tx = flags & LB_NEXTHOP_NO_TX;
+	if (!hop->no_tx && hop->ifindex == ctx->ingress_ifindex)
+		return LB_CONTINUE;
+	return flags & LB_NEXTHOP_NO_REDIRECT ? stack_reason : LB_CONTINUE;
+}
+
 /* Returns LB_CONTINUE if the packet can be sent directly, else why not. */
-static __always_inline int lb_hop_of_index(struct lb_hop *hop, __u32 index, int stack_reason)
+static __always_inline int lb_hop_of_index(const struct xdp_md *ctx, struct lb_hop *hop, __u32 index,
+					   int stack_reason)
 {
 	struct lb_nexthop *nexthop = bpf_map_lookup_elem(&nexthops, &index);
 	__u8 flags;
@@ -34,7 +45,7 @@ static __always_inline int lb_hop_of_index(struct lb_hop *hop, __u32 index, int 
 	__builtin_memcpy(hop->macs, nexthop->macs, sizeof(hop->macs));
 	if (!(flags & LB_NEXTHOP_VALID))
 		return LB_STACK_NEIGHBOUR_UNKNOWN;
-	return flags & LB_NEXTHOP_STACK ? stack_reason : LB_CONTINUE;
+	return lb_hop_sends(ctx, hop, flags, stack_reason);
 }
 
 static __always_inline int lb_hop_reason(long fib_result)
@@ -71,6 +82,7 @@ __noinline int lb_hop_by_fib(struct xdp_md *ctx, struct lb_hop *hop, __be32 sadd
 		.ipv4_dst = daddr,
 	};
 	struct lb_neighbour_key key = {};
+	struct lb_egress *egress;
 	__u32 *index;
 	int reason;
 
@@ -90,7 +102,18 @@ __noinline int lb_hop_by_fib(struct xdp_md *ctx, struct lb_hop *hop, __be32 sadd
 	key.ifindex = fib.ifindex;
 	__builtin_memcpy(key.mac, fib.dmac, 6);
 	index = bpf_map_lookup_elem(&neighbours, &key);
-	return index ? lb_hop_of_index(hop, *index, LB_STACK_TO_CLIENT) : LB_CONTINUE;
+	if (index)
+		return lb_hop_of_index(ctx, hop, *index, LB_STACK_TO_CLIENT);
+	egress = bpf_map_lookup_elem(&egresses, &fib.ifindex);
+	return egress ? lb_hop_sends(ctx, hop, egress->flags, LB_STACK_TO_CLIENT) : LB_STACK_TO_CLIENT;
+}
+
+static __always_inline int lb_hop_to_backend(const struct xdp_md *ctx, struct lb_hop *hop,
+					     const struct lb_backend *backend)
+{
+	if (lb_profile.stack)
+		return LB_STACK_TO_BACKEND;
+	return lb_hop_of_index(ctx, hop, LB_READ_ONCE(backend->nexthop), LB_STACK_TO_BACKEND);
 }
 
 /* The way to the client of a connection. */
@@ -99,8 +122,10 @@ static __always_inline int lb_hop_to_client(struct xdp_md *ctx, struct lb_hop *h
 {
 	int reason;
 
+	if (lb_profile.stack)
+		return LB_STACK_TO_CLIENT;
 	if (index) {
-		reason = lb_hop_of_index(hop, index, LB_STACK_TO_CLIENT);
+		reason = lb_hop_of_index(ctx, hop, index, LB_STACK_TO_CLIENT);
 		if (reason != LB_STACK_NEIGHBOUR_UNKNOWN)
 			return reason;
 	}

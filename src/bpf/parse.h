@@ -40,6 +40,7 @@ struct lb_packet {
 	__u8 to_client;		/* direction, once known */
 	__u16 backend;		/* once known: whose counters to bump */
 	__u32 out_ifindex;	/* once sent */
+	__u32 no_tx;		/* by a redirect, even back out of the ingress interface */
 };
 
 static __always_inline int lb_parse_tcp(struct lb_packet *pkt, void *end)

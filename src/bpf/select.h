@@ -140,7 +140,8 @@ __noinline int lb_connect(struct xdp_md *ctx, struct lb_new *new)
 	backend = lb_select(new);
 	if (backend < 0)
 		return backend;
-	lb_hop_by_fib(ctx, &hop, new->vip, new->client);
+	if (!lb_profile.stack)
+		lb_hop_by_fib(ctx, &hop, new->vip, new->client);
 	state = lb_state_new(backend, ref.tag, hop.index, new->proto, new->now);
 
 	conn = lb_conn_find(&ref, &old);

@@ -29,7 +29,7 @@ static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *p
 	switch (reason >> LB_REASON_BITS) {
 	case LB_CLASS_SENT:
 		lb_count_backend(pkt);
-		if (pkt->out_ifindex == ctx->ingress_ifindex)
+		if (pkt->out_ifindex == ctx->ingress_ifindex && !pkt->no_tx)
 			return XDP_TX;
 		return bpf_redirect(pkt->out_ifindex, 0);
 	case LB_CLASS_STACK:

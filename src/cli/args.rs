@@ -69,6 +69,9 @@ pub(super) struct Run {
     /// auto (native, else skb with a warning), native or skb [default: auto]
     #[arg(long, value_name = "MODE")]
     pub(super) xdp_mode: Option<OsString>,
+    /// auto (XDP where that arrives, else the kernel), direct (XDP), stack (kernel) [default: auto]
+    #[arg(long, value_name = "WAY")]
+    pub(super) deliver: Option<OsString>,
     /// Where program, links and maps are pinned [default: /sys/fs/bpf/xdp_lb]
     #[arg(long, value_name = "DIR")]
     pub(super) pin_dir: Option<OsString>,

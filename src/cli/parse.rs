@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::DEFAULT_PIN_DIR;
-use crate::config::XdpMode;
+use crate::config::{Deliver, XdpMode};
 use crate::model::{Backend, Protocol, Scheduler, Timeouts, Weight};
 
 /// Why a word is refused, and what a right one looks like.
@@ -234,6 +234,16 @@ pub(super) fn xdp_mode(value: &OsStr) -> Result<XdpMode, Fault> {
         Some("native") => Ok(XdpMode::Native),
         Some("skb") => Ok(XdpMode::Skb),
         _ => Err(Fault::new("there is no such mode", "auto, native or skb")),
+    }
+}
+
+/// `auto`, `direct` or `stack`.
+pub(super) fn deliver(value: &OsStr) -> Result<Deliver, Fault> {
+    match value.to_str() {
+        Some("auto") => Ok(Deliver::Auto),
+        Some("direct") => Ok(Deliver::Direct),
+        Some("stack") => Ok(Deliver::Stack),
+        _ => Err(Fault::new("there is no such way to deliver", "auto, direct or stack")),
     }
 }
 

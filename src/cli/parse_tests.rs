@@ -160,6 +160,10 @@ fn modes() {
         assert_eq!(xdp_mode(word(name)), Ok(mode));
     }
     assert!(complaint(xdp_mode(word("generic"))).contains("write auto, native or skb"));
+    for (name, way) in [("auto", Deliver::Auto), ("direct", Deliver::Direct), ("stack", Deliver::Stack)] {
+        assert_eq!(deliver(word(name)), Ok(way));
+    }
+    assert!(complaint(deliver(word("kernel"))).contains("write auto, direct or stack"));
 }
 
 #[test]

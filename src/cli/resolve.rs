@@ -38,6 +38,7 @@ fn run(args: &Run) -> Result<Config, Usage> {
     let backends = backends(args, vip.as_ref())?;
     let scheduler = option("--scheduler", args.scheduler.as_deref(), parse::scheduler)?;
     let xdp_mode = option("--xdp-mode", args.xdp_mode.as_deref(), parse::xdp_mode)?;
+    let deliver = option("--deliver", args.deliver.as_deref(), parse::deliver)?;
     let pin_dir = pin_dir(args.pin_dir.as_deref())?;
     let interval = option("--stats-interval", args.stats_interval.as_deref(), parse::stats_interval)?;
     let connections = option("--max-connections", args.max_connections.as_deref(), parse::max_connections)?;
@@ -58,6 +59,7 @@ fn run(args: &Run) -> Result<Config, Usage> {
         interface,
         services: vip.protocols.iter().copied().map(service).collect(),
         xdp_mode: xdp_mode.unwrap_or_default(),
+        deliver: deliver.unwrap_or_default(),
         pin_dir,
         max_connections: connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
         timeouts,

@@ -3,7 +3,7 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use super::super::parse;
 use super::*;
-use crate::config::XdpMode;
+use crate::config::{Deliver, XdpMode};
 use crate::model::{Protocol, Scheduler};
 
 fn words(line: &str) -> Vec<OsString> {
@@ -35,7 +35,7 @@ fn the_shortest_run_has_the_defaults() {
     assert_eq!((service.vip.to_string().as_str(), service.protocol), ("192.168.1.100:80", Protocol::Tcp));
     assert_eq!(service.scheduler, Scheduler::WeightedRoundRobin);
     assert_eq!(service.backends.iter().map(Backend::to_string).collect::<Vec<_>>(), ["10.0.0.10:8080:1"]);
-    assert_eq!(config.xdp_mode, XdpMode::Auto);
+    assert_eq!((config.xdp_mode, config.deliver), (XdpMode::Auto, Deliver::Auto));
     assert_eq!(config.pin_dir, PathBuf::from("/sys/fs/bpf/xdp_lb"));
     assert_eq!(config.max_connections, 1_000_000);
     assert_eq!(config.timeouts, Timeouts::default());
@@ -47,7 +47,7 @@ fn the_shortest_run_has_the_defaults() {
 fn every_option_reaches_the_model() {
     let config = config(
         "--interface status --vip 10.1.1.1:53/any --backend 10.0.0.10:53:3 --backend 10.0.0.11:53 \
-         --scheduler mh --xdp-mode skb --pin-dir /sys/fs/bpf/other --stats-interval 0 \
+         --scheduler mh --xdp-mode skb --deliver stack --pin-dir /sys/fs/bpf/other --stats-interval 0 \
          --assign-vip --max-connections 1_000 \
          --timeout-established 1h --timeout-unconfirmed 2s --timeout-closing 3s --timeout-udp 4",
     );
@@ -59,7 +59,7 @@ fn every_option_reaches_the_model() {
         assert_eq!(service.backends, config.services[0].backends);
         assert_eq!(service.backends.len(), 2);
     }
-    assert_eq!(config.xdp_mode, XdpMode::Skb);
+    assert_eq!((config.xdp_mode, config.deliver), (XdpMode::Skb, Deliver::Stack));
     assert_eq!(config.pin_dir, PathBuf::from("/sys/fs/bpf/other"));
     assert_eq!((config.max_connections, config.stats_interval, config.assign_vip), (1000, None, true));
     let seconds = [3600, 2, 3, 4].map(Duration::from_secs);

@@ -14,6 +14,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
+    /// Who sends what was translated.
+    pub deliver: Deliver,
     /// The directory in a bpffs that holds the pinned program, links and maps.
     pub pin_dir: PathBuf,
     /// How many connections the table promises to hold.
@@ -36,4 +38,16 @@ pub enum XdpMode {
     Native,
     /// After the kernel made a socket buffer of the frame: any driver, slower.
     Skb,
+}
+
+/// Who sends what was translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deliver {
+    /// XDP where what it sends arrives, else the kernel.
+    #[default]
+    Auto,
+    /// XDP, whatever is known of the interface.
+    Direct,
+    /// The kernel, always.
+    Stack,
 }

@@ -1,202 +1,239 @@
+//! The interfaces that have the program: the one that was named, and those that face a backend, as they come and go.
+
 use std::collections::BTreeMap;
+use std::io;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::config::{Config, XdpMode};
-use crate::dataplane::{Attached, Attachment, Mode, Plane, Profile};
+use super::network::View;
+use crate::config::{Config, Deliver, XdpMode};
+use crate::dataplane::{Attached, Attachment, Mode, PinDir, Plane, Profile};
 use crate::net::{Link, Netlink, RouteKind};
 
-/// The interfaces that get the program: the one that was named, and those that face a backend.
+/// The interfaces that have the program.
 pub struct Interfaces {
-    /// The named one first.
-    all: Vec<Interface>,
+    /// The name of the one that the clients' packets arrive on.
+    main: String,
+    mode: XdpMode,
+    deliver: Deliver,
+    attached: BTreeMap<u32, AttachedInterface>,
 }
 
-/// One of them.
-pub struct Interface {
+/// An interface that is to have the program.
+pub struct Wanted {
     pub link: Link,
-    /// Backends behind it, as they were given; for people.
-    backends: Vec<String>,
+    /// Backends behind it, for people.
+    pub backends: Vec<String>,
 }
 
-/// An interface that has the program.
-pub struct AttachedInterface<'a> {
-    interface: &'a Interface,
-    pub attachment: Attachment,
+/// An interface that has it.
+pub struct AttachedInterface {
+    pub link: Link,
+    pub backends: Vec<String>,
+    attachment: Attachment,
+}
+
+impl AttachedInterface {
+    /// How the program runs there.
+    pub fn mode(&self) -> Mode {
+        self.attachment.mode
+    }
 }
 
 impl Interfaces {
-    /// Looks up the named interface, and the route to each backend.
-    pub fn find(netlink: &mut Netlink, config: &Config) -> Result<Interfaces> {
-        let links: BTreeMap<u32, Link> =
-            netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
-        let main =
-            netlink.link(&config.interface)?.with_context(|| no_such_interface(&config.interface, &links))?;
-        let mut all = vec![Interface { link: main, backends: Vec::new() }];
-        for backend in config.services.iter().flat_map(|service| &service.backends) {
-            let address = *backend.address.ip();
-            let route = netlink.route_to(address)?.with_context(|| {
-                format!(
-                    "no route to backend {}: add one (ip route add {address} via GATEWAY)",
-                    backend.address
-                )
-            })?;
-            match route.kind {
-                RouteKind::Unicast => {}
-                RouteKind::Local => {
-                    bail!(
-                        "backend {} is an address of this host: a backend must be another machine",
-                        backend.address
-                    )
-                }
-                RouteKind::Other => {
-                    bail!(
-                        "the route to backend {} is not one to a machine (ip route get {address})",
-                        backend.address
-                    )
-                }
-            }
-            let name = backend.address.to_string();
-            match all.iter_mut().find(|interface| interface.link.index == route.ifindex) {
-                Some(interface) if interface.backends.contains(&name) => {}
-                Some(interface) => interface.backends.push(name),
-                None => {
-                    let link = links.get(&route.ifindex).cloned().with_context(|| {
-                        format!(
-                            "the route to backend {name} names interface {}, which is gone",
-                            route.ifindex
+    /// None yet. `main` is the name of the one that the clients' packets arrive on; `config` may have another of its names.
+    pub fn new(main: &str, config: &Config) -> Interfaces {
+        Interfaces {
+            main: main.to_owned(),
+            mode: config.xdp_mode,
+            deliver: config.deliver,
+            attached: BTreeMap::new(),
+        }
+    }
+
+    /// Those that have it, the named one first.
+    pub fn attached(&self) -> impl Iterator<Item = &AttachedInterface> {
+        let is_main = |interface: &&AttachedInterface| interface.link.name == self.main;
+        self.attached.values().filter(is_main).chain(self.attached.values().filter(move |i| !is_main(i)))
+    }
+
+    /// The named one, while it is there.
+    pub fn main(&self) -> Option<&AttachedInterface> {
+        self.attached.values().find(|interface| interface.link.name == self.main)
+    }
+
+    /// The profile that an interface would most likely have.
+    pub fn first_profile(&self, link: &Link) -> Profile {
+        let mode = if self.mode == XdpMode::Skb { Mode::Skb } else { Mode::Native };
+        self.profile(link, mode)
+    }
+
+    /// Attaches the program to an interface, in native mode where that may and can be.
+    pub fn attach(&mut self, plane: &mut Plane, pins: &PinDir, wanted: Wanted) -> Result<()> {
+        let Wanted { link, backends } = wanted;
+        let name = link.name.clone();
+        let attachment = match self.mode {
+            XdpMode::Native => self
+                .attach_in(plane, &link, Mode::Native)?
+                .map_err(|refused| refusal(&name, &refused, "skb, or auto"))?,
+            XdpMode::Skb => self
+                .attach_in(plane, &link, Mode::Skb)?
+                .map_err(|refused| refusal(&name, &refused, "native, or auto"))?,
+            XdpMode::Auto => match self.attach_in(plane, &link, Mode::Native)? {
+                Ok(attachment) => attachment,
+                Err(refused) => {
+                    crate::note!(
+                        "warning: the driver of {name} refuses native mode ({refused}){}: SKB mode is used there, \
+                         which is slower",
+                        hint(&refused)
+                    );
+                    self.attach_in(plane, &link, Mode::Skb)?.map_err(|refused| {
+                        anyhow::anyhow!(
+                            "could not attach the program to {name} in SKB mode either: {refused}"
                         )
-                    })?;
-                    all.push(Interface { link, backends: vec![name] });
+                    })?
                 }
-            }
-        }
-        for interface in &all {
-            interface.check()?;
-        }
-        Ok(Interfaces { all })
-    }
-
-    /// The indexes of all.
-    pub fn indexes(&self) -> Vec<u32> {
-        self.all.iter().map(|interface| interface.link.index).collect()
-    }
-
-    /// The interface that was named.
-    pub fn main(&self) -> &Interface {
-        &self.all[0]
-    }
-
-    /// Attaches the program to each. With `auto`, one driver without native mode puts all into SKB mode: a program in native
-    /// mode cannot send to it.
-    pub fn attach(&self, plane: &mut Plane, mode: XdpMode) -> Result<Vec<AttachedInterface<'_>>> {
-        let wanted = first_mode(mode);
-        let (refusing, error) = match self.attach_all(plane, wanted)? {
-            Ok(attached) => return Ok(attached),
-            Err(refused) => refused,
+            },
         };
-        let name = &refusing.link.name;
-        ensure!(
-            mode == XdpMode::Auto,
-            "could not attach the program to {name}: its driver refuses this mode ({error}){}; use --xdp-mode {}",
-            hint(&error),
-            if wanted == Mode::Native { "skb, or auto" } else { "native, or auto" }
-        );
-        crate::note!(
-            "warning: the driver of {name} refuses native mode ({error}){}: SKB mode is used on all interfaces, which \
-             is slower",
-            hint(&error)
-        );
-        match self.attach_all(plane, Mode::Skb)? {
-            Ok(attached) => Ok(attached),
-            Err((refusing, error)) => {
-                bail!(
-                    "could not attach the program to {} in native or in SKB mode: {error}",
-                    refusing.link.name
-                )
-            }
-        }
-    }
-
-    /// The inner error is an interface whose driver does not do the mode; what was attached until then is detached.
-    fn attach_all(
-        &self,
-        plane: &mut Plane,
-        mode: Mode,
-    ) -> Result<Result<Vec<AttachedInterface<'_>>, Refused<'_>>> {
-        let mut attached = Vec::new();
-        for interface in &self.all {
-            let link = &interface.link;
-            match plane.attach(link.index, &link.name, mode, interface.profile(mode))? {
-                Attached::Yes(attachment) => attached.push(AttachedInterface { interface, attachment }),
-                Attached::Unsupported(error) => return Ok(Err((interface, error))),
-            }
-        }
-        Ok(Ok(attached))
-    }
-}
-
-/// An interface whose driver does not do a mode, and the kernel's error.
-type Refused<'a> = (&'a Interface, std::io::Error);
-
-impl Interface {
-    fn check(&self) -> Result<()> {
-        let name = &self.link.name;
-        ensure!(!self.link.loopback, "{name} is the loopback interface: name the one that faces the clients");
-        ensure!(
-            self.link.ethernet,
-            "{name} is not an Ethernet interface, so it carries no frames to balance"
-        );
-        ensure!(self.link.up, "interface {name} is down: set it up (ip link set {name} up)");
+        attachment.pin(pins.path())?;
+        self.attached.insert(link.index, AttachedInterface { link, backends, attachment });
         Ok(())
     }
 
-    /// What the program is specialised for here. Virtual devices hand over frames of senders on this machine, whose
-    /// checksums are still to be finished.
-    pub fn profile(&self, mode: Mode) -> Profile {
+    fn attach_in(&self, plane: &mut Plane, link: &Link, mode: Mode) -> Result<Result<Attachment, io::Error>> {
+        Ok(match plane.attach(link.index, &link.name, mode, self.profile(link, mode))? {
+            Attached::Yes(attachment) => Ok(attachment),
+            Attached::Unsupported(error) => Err(error),
+        })
+    }
+
+    /// What the program is specialised for on an interface. Virtual devices hand over frames of senders on this machine,
+    /// whose checksums are still to be finished.
+    fn profile(&self, link: &Link, mode: Mode) -> Profile {
         match mode {
+            Mode::Skb if self.deliver == Deliver::Direct => Profile::SKB_DIRECT,
             Mode::Skb => Profile::SKB,
-            Mode::Native if self.link.kind.is_some() => Profile::NATIVE_VIRTUAL,
+            Mode::Native if link.kind.is_some() => Profile::NATIVE_VIRTUAL,
             Mode::Native => Profile::NATIVE,
         }
     }
-}
 
-impl AttachedInterface<'_> {
-    /// One line for people.
-    pub fn describe(&self) -> String {
-        let link = &self.interface.link;
-        let mode = match self.attachment.mode {
-            Mode::Native => "native mode",
-            Mode::Skb => "SKB mode",
-        };
-        let mut text = format!("{} in {mode}, delivery direct (XDP_TX or redirect)", link.name);
-        if !self.interface.backends.is_empty() {
-            text += &format!(", faces {}", self.interface.backends.join(" "));
+    /// Brings the program to interfaces that face a backend now, or that are back under their name; lets go of those that
+    /// are gone. Returns what could not be done.
+    pub fn follow(&mut self, plane: &mut Plane, pins: &PinDir, view: &View) -> Vec<String> {
+        let gone: Vec<u32> =
+            self.attached.keys().filter(|index| !view.links.contains_key(index)).copied().collect();
+        for index in gone {
+            if let Some(gone) = self.attached.remove(&index) {
+                crate::note!("warning: {} is gone, and the program with it", gone.link.name);
+                gone.attachment.unpin(pins.path());
+            }
         }
-        if link.kind.as_deref() == Some("veth") && self.attachment.mode == Mode::Native {
-            text +=
-                "; a veth: its far end must have an XDP program to receive (xdp-lb veth-peer IFACE, there)";
+        let mut troubles = Vec::new();
+        for wanted in self.wanted(plane, view) {
+            match self.attached.get_mut(&wanted.link.index) {
+                Some(known) => (known.link, known.backends) = (wanted.link, wanted.backends),
+                None => {
+                    let name = wanted.link.name.clone();
+                    match check(&wanted.link).and_then(|()| self.attach(plane, pins, wanted)) {
+                        Ok(()) => crate::note!("attached to {name} too"),
+                        Err(error) => troubles.push(format!("{error:#}")),
+                    }
+                }
+            }
         }
-        text
+        if self.main().is_none() {
+            troubles.push(format!("{} is not there: clients reach nothing until it is back", self.main));
+        }
+        troubles
+    }
+
+    fn wanted(&self, plane: &Plane, view: &View) -> Vec<Wanted> {
+        let named = view.links.values().find(|link| link.name == self.main);
+        let mut all: Vec<Wanted> =
+            named.into_iter().map(|link| Wanted { link: link.clone(), backends: Vec::new() }).collect();
+        for backend in plane.backends() {
+            let Some(link) = view.facing(*backend) else { continue };
+            face(&mut all, link, backend.address.to_string());
+        }
+        // One that faced a backend keeps the program: a route that moved may move back.
+        for known in self.attached.values() {
+            let link = view.links.get(&known.link.index);
+            if let Some(link) = link.filter(|link| all.iter().all(|wanted| wanted.link.index != link.index)) {
+                all.push(Wanted { link: link.clone(), backends: Vec::new() });
+            }
+        }
+        all
     }
 }
 
+/// Notes that a backend is behind an interface.
+fn face(all: &mut Vec<Wanted>, link: &Link, backend: String) {
+    match all.iter_mut().find(|wanted| wanted.link.index == link.index) {
+        Some(wanted) if wanted.backends.contains(&backend) => {}
+        Some(wanted) => wanted.backends.push(backend),
+        None => all.push(Wanted { link: link.clone(), backends: vec![backend] }),
+    }
+}
+
+/// The interfaces that a start needs, the named one first. Errors say which cannot be used, or which backend cannot be
+/// reached.
+pub fn needed(netlink: &mut Netlink, config: &Config) -> Result<Vec<Wanted>> {
+    let links: BTreeMap<u32, Link> = netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
+    let main =
+        netlink.link(&config.interface)?.with_context(|| no_such_interface(&config.interface, &links))?;
+    let mut all = vec![Wanted { link: main, backends: Vec::new() }];
+    for backend in config.services.iter().flat_map(|service| &service.backends) {
+        let address = *backend.address.ip();
+        let route = netlink.route_to(address)?.with_context(|| {
+            format!("no route to backend {}: add one (ip route add {address} via GATEWAY)", backend.address)
+        })?;
+        match route.kind {
+            RouteKind::Unicast => {}
+            RouteKind::Local => {
+                bail!(
+                    "backend {} is an address of this host: a backend must be another machine",
+                    backend.address
+                )
+            }
+            RouteKind::Other => {
+                bail!(
+                    "the route to backend {} is not one to a machine (ip route get {address})",
+                    backend.address
+                )
+            }
+        }
+        let link = links.get(&route.ifindex).with_context(|| {
+            format!("the route to backend {address} names interface {}, which is gone", route.ifindex)
+        })?;
+        face(&mut all, link, backend.address.to_string());
+    }
+    all.iter().try_for_each(|wanted| check(&wanted.link))?;
+    Ok(all)
+}
+
+fn check(link: &Link) -> Result<()> {
+    let name = &link.name;
+    ensure!(!link.loopback, "{name} is the loopback interface: name the one that faces the clients");
+    ensure!(link.ethernet, "{name} is not an Ethernet interface, so it carries no frames to balance");
+    ensure!(link.up, "interface {name} is down: set it up (ip link set {name} up)");
+    Ok(())
+}
+
+fn refusal(name: &str, refused: &io::Error, instead: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "could not attach the program to {name}: its driver refuses this mode ({refused}){}; use --xdp-mode {instead}",
+        hint(refused)
+    )
+}
+
 /// What a driver's refusal most likely means.
-fn hint(error: &std::io::Error) -> &'static str {
+fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(code) if code == nix::errno::Errno::ERANGE as i32 => {
             ": the MTU of it or of its peer is too large"
         }
         _ => "",
-    }
-}
-
-/// The mode that is tried first.
-pub fn first_mode(mode: XdpMode) -> Mode {
-    match mode {
-        XdpMode::Auto | XdpMode::Native => Mode::Native,
-        XdpMode::Skb => Mode::Skb,
     }
 }
 

@@ -207,6 +207,11 @@ impl Ledger {
         self.restore_where(|entry| entry.origin == Origin::Inherited);
     }
 
+    /// Puts back a sysctl that is not needed any more.
+    pub fn put_back(&mut self, name: &str) {
+        self.restore_where(|entry| entry.name == name);
+    }
+
     /// Puts every sysctl back. What somebody else changed last stays as it is.
     pub fn restore(&mut self) {
         self.restore_where(|_| true);

@@ -1,40 +1,41 @@
 //! One running instance: starts it, keeps it in step with the network, prints what it does, and takes it down.
 
+mod deliveries;
 mod interfaces;
 mod ledger;
 mod network;
+mod running;
 mod vip;
+mod warnings;
+mod watch;
 
 use std::io::Write as _;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 
 use crate::config::Config;
-use crate::dataplane::{Census, PinDir, Plane};
-use crate::metrics::{Snapshot, render};
-use crate::net::Netlink;
-use interfaces::Interfaces;
+use crate::dataplane::{Mode, PinDir, Plane};
+use crate::net::{Changes, Events, Netlink};
+use deliveries::Deliveries;
+use interfaces::{Interfaces, Wanted};
 use ledger::Ledger;
 use network::Network;
+use running::Running;
 use vip::AssignedVips;
+use warnings::Warnings;
+use watch::Watch;
 
-/// How often next hops are brought in step with the kernel's neighbours and routes.
-const NETWORK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often neighbours are asked for that packets met and the kernel did not know.
-const ASK_INTERVAL: Duration = Duration::from_millis(200);
-/// How often connections over their timeout are marked; the table's clock would allow ten minutes.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The kernel looks up routes in a program only on behalf of an interface that forwards. The loopback interface's own
 /// switch is enough, and forwards nothing by itself.
 const LOOKUP_SYSCTL: &str = "net.ipv4.conf.lo.forwarding";
 
 /// Runs until SIGINT, SIGTERM or SIGHUP. Whatever happens, what was attached, pinned, assigned or set is taken back.
 pub fn run(config: &Config) -> Result<()> {
-    let stop = stop_signal()?;
+    let wakes = Wakes::by_signals()?;
     let mut netlink = Netlink::open()?;
-    let interfaces = Interfaces::find(&mut netlink, config)?;
+    let needed = interfaces::needed(&mut netlink, config)?;
     let pins = PinDir::acquire(&config.pin_dir)?;
     let mut ledger = Ledger::open(pins.path())?;
     if let Some(mounted) = pins.mounted() {
@@ -47,7 +48,7 @@ pub fn run(config: &Config) -> Result<()> {
              connections are lost"
         );
     }
-    let served = serve(config, netlink, &interfaces, &pins, &mut ledger, &stop);
+    let served = serve(config, netlink, needed, &pins, &mut ledger, &wakes);
     // First of all: nobody should be drawn here by an address that nothing balances any more.
     vip::remove(ledger.vips(), &mut ledger);
     let detached = pins.detach();
@@ -63,39 +64,88 @@ pub fn run(config: &Config) -> Result<()> {
 fn serve(
     config: &Config,
     netlink: Netlink,
-    interfaces: &Interfaces,
+    needed: Vec<Wanted>,
     pins: &PinDir,
     ledger: &mut Ledger,
-    stop: &Receiver<()>,
+    wakes: &Wakes,
 ) -> Result<()> {
-    let first = interfaces.main().profile(interfaces::first_mode(config.xdp_mode));
+    let main = needed.first().context("no interface is named")?.link.clone();
+    let mut interfaces = Interfaces::new(&main.name, config);
+    let first = interfaces.first_profile(&main);
     let mut plane = Plane::load(config.max_connections, &config.timeouts, &config.services, first)?;
     plane.apply(&config.services)?;
     allow_lookups(ledger);
-    let mut network = Network::new(netlink, interfaces.indexes());
+    let mut network = Network::new(netlink);
     network.resolve(&mut plane)?;
-    let attached = interfaces.attach(&mut plane, config.xdp_mode)?;
     plane.pin(pins.path())?;
-    for attachment in &attached {
-        attachment.attachment.pin(pins.path())?;
+    for wanted in needed {
+        interfaces.attach(&mut plane, pins, wanted)?;
     }
-    let mut vips = AssignedVips::assign(config, interfaces.main(), ledger)?;
+    // From here on nothing that happens to the network is missed.
+    wakes.listen()?;
+    let vips = AssignedVips::assign(config, &main, ledger)?;
     vip::remove(ledger.inherited_vips(), ledger);
-    ledger.restore_inherited();
-    say(&banner(config, &network, &plane, &attached, pins));
-    vips.warn_of_unassigned(config);
-    tick(config, &mut plane, &mut network, &mut vips, ledger, stop)
+    let mut running = Running {
+        config,
+        pins,
+        ledger,
+        plane,
+        network,
+        interfaces,
+        deliveries: Deliveries::new(config.deliver),
+        vips,
+        warnings: Warnings::default(),
+        watch: Watch::new(),
+    };
+    running.follow(Changes { links: true, ..Changes::default() })?;
+    running.ledger.restore_inherited();
+    say(&banner(&running));
+    running.vips.warn_of_unassigned(config);
+    running.run(&wakes.receiver);
+    Ok(())
 }
 
-/// Sends once on the first signal to stop.
-fn stop_signal() -> Result<Receiver<()>> {
-    let (sender, receiver) = mpsc::channel();
-    ctrlc::set_handler(move || {
-        // A receiver that is gone means that the process is ending already.
-        let _ = sender.send(());
-    })
-    .context("could not install the handler of SIGINT and SIGTERM")?;
-    Ok(receiver)
+/// What ends the loop's sleep.
+enum Wake {
+    Stop,
+    Network(Changes),
+}
+
+/// Where that comes from.
+struct Wakes {
+    sender: Sender<Wake>,
+    receiver: Receiver<Wake>,
+}
+
+impl Wakes {
+    /// Wakes by SIGINT, SIGTERM and SIGHUP.
+    fn by_signals() -> Result<Wakes> {
+        let (sender, receiver) = mpsc::channel();
+        let on_signal = sender.clone();
+        ctrlc::set_handler(move || {
+            // A receiver that is gone means that the process is ending already.
+            let _ = on_signal.send(Wake::Stop);
+        })
+        .context("could not install the handler of SIGINT and SIGTERM")?;
+        Ok(Wakes { sender, receiver })
+    }
+
+    /// Wakes by changes of the network too, told by a thread of their own. Without it they are found within a second.
+    fn listen(&self) -> Result<()> {
+        let mut events = Events::open()?;
+        let sender = self.sender.clone();
+        let listen = move || loop {
+            match events.wait() {
+                Ok(changes) if sender.send(Wake::Network(changes)).is_ok() => {}
+                Ok(_) => return,
+                Err(error) => {
+                    return crate::note!("warning: {error:#}: changes are found once a second from now on");
+                }
+            }
+        };
+        thread::Builder::new().name("events".into()).spawn(listen).context("could not start a thread")?;
+        Ok(())
+    }
 }
 
 /// Lets the program look up routes.
@@ -108,82 +158,9 @@ fn allow_lookups(ledger: &mut Ledger) {
     }
 }
 
-/// The work of a running instance, until it is told to stop.
-fn tick(
-    config: &Config,
-    plane: &mut Plane,
-    network: &mut Network,
-    vips: &mut AssignedVips,
-    ledger: &mut Ledger,
-    stop: &Receiver<()>,
-) -> Result<()> {
-    let start = Instant::now();
-    let mut next_ask = start;
-    let mut next_network = start + NETWORK_INTERVAL;
-    let mut next_sweep = start + SWEEP_INTERVAL;
-    let mut next_report = config.stats_interval.map(|interval| start + interval);
-    let mut report = Report::new(start);
-    loop {
-        let due = next_report.into_iter().fold(next_ask.min(next_network).min(next_sweep), Instant::min);
-        let wait = due.saturating_duration_since(Instant::now());
-        match stop.recv_timeout(wait) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
-        }
-        let now = Instant::now();
-        if now >= next_ask {
-            network.ask_for_unresolved(plane);
-            next_ask = now + ASK_INTERVAL;
-        }
-        if now >= next_network {
-            network.refresh_or_warn(plane);
-            ledger.keep();
-            vips.announce_again();
-            next_network = now + NETWORK_INTERVAL;
-        }
-        if let (Some(due), Some(interval)) = (next_report, config.stats_interval) {
-            if now >= due {
-                let census = plane.sweep()?;
-                report.print(plane, &census, now)?;
-                next_report = Some(now + interval);
-                next_sweep = now + SWEEP_INTERVAL;
-            }
-        }
-        if now >= next_sweep {
-            plane.sweep()?;
-            next_sweep = now + SWEEP_INTERVAL;
-        }
-    }
-}
-
-/// The last figures printed, for the rates of the next.
-struct Report {
-    last: Option<Snapshot>,
-    at: Instant,
-}
-
-impl Report {
-    fn new(at: Instant) -> Report {
-        Report { last: None, at }
-    }
-
-    fn print(&mut self, plane: &Plane, census: &Census, now: Instant) -> Result<()> {
-        let snapshot = Snapshot::take(plane.tables(), census)?;
-        let earlier = self.last.as_ref().map(|last| (last, now - self.at));
-        say(&format!("\n{}", render(&snapshot, earlier)));
-        (self.last, self.at) = (Some(snapshot), now);
-        Ok(())
-    }
-}
-
 /// What was attached where, and how packets travel.
-fn banner(
-    config: &Config,
-    network: &Network,
-    plane: &Plane,
-    attached: &[interfaces::AttachedInterface],
-    pins: &PinDir,
-) -> String {
+fn banner(running: &Running<'_>) -> String {
+    let Running { config, plane, network, interfaces, deliveries, .. } = running;
     let mut text = format!("xdp-lb {}\n", env!("CARGO_PKG_VERSION"));
     for service in &config.services {
         text += &format!("service {}/{}, {}\n", service.vip, service.protocol, service.scheduler);
@@ -191,14 +168,22 @@ fn banner(
     for backend in plane.backends() {
         text += &format!("  backend {}, {}\n", backend.address, network.describe(*backend));
     }
-    for interface in attached {
-        text += &format!("attached to {}\n", interface.describe());
+    for interface in interfaces.attached() {
+        let mode = match interface.mode() {
+            Mode::Native => "native",
+            Mode::Skb => "SKB",
+        };
+        text += &format!("attached to {} in {mode} mode", interface.link.name);
+        if !interface.backends.is_empty() {
+            text += &format!(", faces {}", interface.backends.join(" "));
+        }
+        text += &format!("; {}\n", deliveries.describe(interface));
     }
     text += &format!(
         "table: room for {} connections ({} slots)\npinned in {}\n",
         config.max_connections,
         u64::from(plane.settings().buckets) * 4,
-        pins.path().display()
+        running.pins.path().display()
     );
     text
 }

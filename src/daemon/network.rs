@@ -1,16 +1,21 @@
-use std::collections::HashMap;
+//! The network as the kernel sees it, and the data plane's next hops kept in step with it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::dataplane::{BackendId, NextHop, Plane};
-use crate::net::{Link, Neighbour, Netlink, RouteKind};
+use crate::dataplane::{BackendId, NamedRows, NextHop, Plane};
+use crate::net::{Link, Neighbour, Netlink, Route, RouteKind};
 
 /// How long a start waits for the backends' next hops to answer ARP.
 const RESOLVE_WAIT: Duration = Duration::from_secs(1);
 const RESOLVE_STEP: Duration = Duration::from_millis(50);
+
+/// A MAC on the segment of an interface.
+type Station = (u32, [u8; 6]);
 
 /// Keeps the data plane's next hops in step with the kernel's links, routes and neighbours.
 pub struct Network {
@@ -19,30 +24,59 @@ pub struct Network {
     macs: HashMap<(u32, Ipv4Addr), [u8; 6]>,
     /// What was last published for a backend.
     ways: HashMap<u16, Way>,
-    /// The interfaces that have the program.
-    attached: Vec<u32>,
-    last_warning: String,
+    /// Whether connections must ask for their way once more, because routes have changed.
+    reroute: bool,
+    /// The interfaces as they were at the last look.
+    interfaces: Vec<(u32, bool)>,
+    /// Neighbours that the kernel would send to, at the last look.
+    alive: HashSet<Station>,
+    /// Neighbours that connections are sent to, as the last sweep found them.
+    in_use: HashSet<Station>,
 }
 
 /// How a backend is reached.
 #[derive(Clone, PartialEq, Eq)]
 struct Way {
     index: u16,
+    ifindex: u32,
     interface: String,
     next_hop: Ipv4Addr,
     mac: Option<[u8; 6]>,
 }
 
 /// One look at the kernel.
-struct View {
-    links: HashMap<u32, Link>,
+pub struct View {
+    /// All interfaces by index.
+    pub links: BTreeMap<u32, Link>,
     neighbours: HashMap<(u32, Ipv4Addr), Neighbour>,
+    /// The way to each backend's address, if it is one to a machine.
+    pub routes: HashMap<Ipv4Addr, Route>,
+}
+
+impl View {
+    /// The interface that faces a backend.
+    pub fn facing(&self, backend: BackendId) -> Option<&Link> {
+        self.links.get(&self.routes.get(backend.address.ip())?.ifindex)
+    }
 }
 
 impl Network {
-    /// `attached` are the interfaces that have, or are about to have, the program.
-    pub fn new(netlink: Netlink, attached: Vec<u32>) -> Network {
-        Network { netlink, macs: HashMap::new(), ways: HashMap::new(), attached, last_warning: String::new() }
+    /// Follows the network namespace that `netlink` belongs to.
+    pub fn new(netlink: Netlink) -> Network {
+        Network {
+            netlink,
+            macs: HashMap::new(),
+            ways: HashMap::new(),
+            reroute: false,
+            interfaces: Vec::new(),
+            alive: HashSet::new(),
+            in_use: HashSet::new(),
+        }
+    }
+
+    /// The socket, for other questions.
+    pub fn netlink(&mut self) -> &mut Netlink {
+        &mut self.netlink
     }
 
     /// Resolves the backends' next hops, waiting a moment for neighbours that are silent so far. One that stays silent is no
@@ -50,93 +84,124 @@ impl Network {
     pub fn resolve(&mut self, plane: &mut Plane) -> Result<()> {
         let deadline = Instant::now() + RESOLVE_WAIT;
         loop {
-            self.refresh(plane)?;
-            let silent: Vec<&Way> = self.ways.values().filter(|way| way.mac.is_none()).collect();
-            if silent.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                for way in silent {
-                    crate::note!(
-                        "warning: next hop {} on {} does not answer ARP; what goes there is left to the kernel \
-                         until it does",
-                        way.next_hop,
-                        way.interface
-                    );
-                }
+            let view = self.look(plane)?;
+            self.follow(plane, &view, false)?;
+            if self.silent().is_empty() || Instant::now() >= deadline {
                 return Ok(());
             }
             sleep(RESOLVE_STEP);
         }
     }
 
-    /// As [`Network::refresh`]; an error is said once and tried again at the next call: what works goes on meanwhile.
-    pub fn refresh_or_warn(&mut self, plane: &mut Plane) {
-        let warning = match self.refresh(plane) {
-            Ok(troubles) => troubles.join("; "),
-            Err(error) => format!("could not follow the network: {error:#}"),
-        };
-        self.warn(warning);
+    /// Next hops of backends that do not answer ARP, for people.
+    pub fn silent(&self) -> Vec<String> {
+        let silent = self.ways.values().filter(|way| way.mac.is_none());
+        let mut silent: Vec<String> =
+            silent.map(|way| format!("{} on {}", way.next_hop, way.interface)).collect();
+        silent.sort();
+        silent.dedup();
+        silent
     }
 
-    /// Has the kernel ask for the neighbours that packets met and it did not know: replies to a client whose ARP it never
-    /// saw, as after it learned of the VIP by an announcement.
-    pub fn ask_for_unresolved(&mut self, plane: &Plane) {
-        for (ifindex, address) in plane.take_unresolved() {
-            if let Err(error) = self.netlink.probe_neighbour(ifindex, address) {
-                self.warn(format!("{error:#}"));
-            }
-        }
-    }
-
-    fn warn(&mut self, warning: String) {
-        if warning != self.last_warning {
-            if !warning.is_empty() {
-                crate::note!("warning: {warning}");
-            }
-            self.last_warning = warning;
-        }
-    }
-
-    /// Returns what keeps backends from being reached, or their replies from being translated.
-    fn refresh(&mut self, plane: &mut Plane) -> Result<Vec<String>> {
-        let view = self.look()?;
-        self.follow_neighbours(plane, &view)?;
-        let mut troubles = Vec::new();
-        for backend in plane.backends().to_vec() {
-            troubles.extend(self.follow_backend(plane, &view, backend)?);
-        }
-        troubles.dedup();
-        Ok(troubles)
-    }
-
-    fn look(&mut self) -> Result<View> {
+    /// Looks at everything that matters to the next hops.
+    pub fn look(&mut self, plane: &Plane) -> Result<View> {
         let links = self.netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
         let neighbours = self.netlink.neighbours()?;
         let neighbours = neighbours.into_iter().map(|n| ((n.ifindex, n.address), n)).collect();
-        Ok(View { links, neighbours })
+        let mut routes = HashMap::new();
+        for backend in plane.backends() {
+            let address = *backend.address.ip();
+            if let Some(route) = self.netlink.route_to(address)?.filter(|r| r.kind == RouteKind::Unicast) {
+                routes.insert(address, route);
+            }
+        }
+        Ok(View { links, neighbours, routes })
     }
 
-    /// Every neighbour may be a client's next hop. One that the kernel merely forgot keeps its row: it is most likely where
-    /// it was.
+    /// Brings the next hops in step with what was seen. `rerouted`: routes have changed, so that every connection must ask
+    /// for its way to the client once more. Returns what keeps backends from being reached.
+    pub fn follow(&mut self, plane: &mut Plane, view: &View, rerouted: bool) -> Result<Vec<String>> {
+        self.follow_links(plane, view)?;
+        self.follow_neighbours(plane, view)?;
+        let mut troubles = Vec::new();
+        for backend in plane.backends().to_vec() {
+            troubles.extend(self.follow_backend(plane, view, backend)?);
+        }
+        troubles.dedup();
+        let used = self.ways.values().map(|way| way.index).collect();
+        let (hops, tables) = plane.next_hops();
+        hops.keep_backends(tables, &used)?;
+        // Last: what they ask for is then all there.
+        self.reroute |= rerouted;
+        if self.reroute && hops.renew_neighbours(tables)? {
+            self.reroute = false;
+        }
+        Ok(troubles)
+    }
+
+    /// After a sweep: rows that nothing names any more are used again, and neighbours that connections are sent to are kept
+    /// fresh in the kernel's table.
+    pub fn swept(&mut self, plane: &mut Plane, named: &NamedRows) -> Result<()> {
+        let (hops, tables) = plane.next_hops();
+        hops.collect(tables, named, &self.alive)?;
+        self.in_use = hops.in_use(named).collect();
+        // What has a row is remembered even while the kernel does not know it: it may come back as another machine.
+        let rows: HashSet<Station> = hops.neighbours().collect();
+        self.macs.retain(|at, mac| rows.contains(&(at.0, *mac)));
+        Ok(())
+    }
+
+    /// Has the kernel ask for the neighbours that packets met and it did not know: replies to a client whose ARP it never
+    /// saw, as after it learned of the VIP by an announcement. Returns what kept it from asking.
+    pub fn ask_for_unresolved(&mut self, plane: &Plane) -> Option<String> {
+        let ask = |(ifindex, address)| self.netlink.probe_neighbour(ifindex, address).err();
+        plane.take_unresolved().into_iter().filter_map(ask).last().map(|error| format!("{error:#}"))
+    }
+
+    /// An interface that goes takes its routes with it without a word about them, and what was behind it is elsewhere.
+    fn follow_links(&mut self, plane: &mut Plane, view: &View) -> Result<()> {
+        let now: Vec<(u32, bool)> = view.links.values().map(|link| (link.index, link.up)).collect();
+        if now == self.interfaces {
+            return Ok(());
+        }
+        self.reroute |= !self.interfaces.is_empty();
+        self.interfaces = now;
+        let (hops, tables) = plane.next_hops();
+        let gone: Vec<Station> =
+            hops.neighbours().filter(|(ifindex, _)| !view.links.contains_key(ifindex)).collect();
+        for (ifindex, mac) in gone {
+            hops.forget_neighbour(tables, ifindex, mac)?;
+        }
+        Ok(())
+    }
+
+    /// Every neighbour may be a client's next hop. One that the kernel merely forgot keeps its row while connections name it:
+    /// it is most likely where it was.
     fn follow_neighbours(&mut self, plane: &mut Plane, view: &View) -> Result<()> {
+        self.alive.clear();
         for (at, neighbour) in &view.neighbours {
             let (true, Some(mac), Some(link)) = (neighbour.usable, neighbour.mac, view.links.get(&at.0))
             else {
                 continue;
             };
             let Some(hop) = next_hop(link, Some(mac)) else { continue };
-            plane.neighbour(hop)?;
+            let (hops, tables) = plane.next_hops();
+            hops.of_neighbour(tables, hop)?;
+            self.alive.insert((at.0, mac));
             let moved = self.macs.insert(*at, mac).filter(|old| *old != mac);
-            if let Some(old) = moved {
-                let elsewhere =
-                    |(other, known): (&(u32, Ipv4Addr), &[u8; 6])| other.0 == at.0 && *known == old;
-                if !self.macs.iter().any(elsewhere) {
-                    plane.retire_neighbour(at.0, old)?;
-                }
+            if let Some(old) = moved.filter(|old| !self.somebody_has((at.0, *old))) {
+                hops.forget_neighbour(tables, at.0, old)?;
+            }
+            // Frames sent by XDP do not tell the kernel that the neighbour is in use.
+            if neighbour.stale && self.in_use.contains(&(at.0, mac)) {
+                self.netlink.probe_neighbour(at.0, at.1)?;
             }
         }
         Ok(())
+    }
+
+    fn somebody_has(&self, (ifindex, mac): Station) -> bool {
+        self.macs.iter().any(|(at, known)| at.0 == ifindex && *known == mac)
     }
 
     fn follow_backend(
@@ -146,45 +211,45 @@ impl Network {
         backend: BackendId,
     ) -> Result<Option<String>> {
         let address = *backend.address.ip();
-        let route = self.netlink.route_to(address)?.filter(|route| route.kind == RouteKind::Unicast);
+        let route = view.routes.get(&address);
         let Some((route, link)) = route.and_then(|route| Some((route, view.links.get(&route.ifindex)?)))
         else {
-            return Ok(Some(format!("there is no route to backend {} any more", backend.address)));
+            return Ok(Some(format!(
+                "there is no route to backend {} any more: add one (ip route add {address} via GATEWAY)",
+                backend.address
+            )));
         };
         let next = route.gateway.unwrap_or(address);
         let neighbour = view.neighbours.get(&(route.ifindex, next));
-        if neighbour.is_none_or(|neighbour| !neighbour.usable || neighbour.stale) {
-            // Frames sent by XDP do not tell the kernel that the neighbour is in use.
+        if link.up && neighbour.is_none_or(|neighbour| !neighbour.usable || neighbour.stale) {
             self.netlink.probe_neighbour(route.ifindex, next)?;
         }
         let mac = neighbour.filter(|neighbour| neighbour.usable).and_then(|neighbour| neighbour.mac);
         let Some(hop) = next_hop(link, mac) else {
-            return Ok(Some(format!("{}, which backend {} is behind, is down", link.name, backend.address)));
+            return Ok(Some(format!(
+                "{0}, which backend {1} is behind, is down: set it up (ip link set {0} up)",
+                link.name, backend.address
+            )));
         };
         let known = self.ways.get(&backend.index);
         // While ARP is being asked again the old MAC is the best guess.
-        if mac.is_none() && known.is_some_and(|way| way.mac.is_some() && way.interface == link.name) {
+        let same = |way: &Way| way.mac.is_some() && way.ifindex == link.index && way.next_hop == next;
+        if mac.is_none() && known.is_some_and(same) {
             return Ok(None);
         }
-        let Some(index) = plane.next_hop(hop)? else {
+        let (hops, tables) = plane.next_hops();
+        let Some(index) = hops.of_backend(tables, hop)? else {
             return Ok(Some(format!(
-                "no row is left for the next hop of backend {}: restart xdp-lb",
+                "no row is left for the next hop of backend {}: it stays at the old one",
                 backend.address
             )));
         };
-        let way = Way { index, interface: link.name.clone(), next_hop: next, mac };
         if known.is_none_or(|known| known.index != index) {
             plane.set_next_hop(backend, index)?;
         }
-        self.ways.insert(backend.index, way);
-        let foreign = !self.attached.contains(&link.index);
-        Ok(foreign.then(|| {
-            format!(
-                "backend {} is behind {} now, which has no program: its replies are not translated until xdp-lb is \
-                 started again",
-                backend.address, link.name
-            )
-        }))
+        let interface = link.name.clone();
+        self.ways.insert(backend.index, Way { index, ifindex: link.index, interface, next_hop: next, mac });
+        Ok(None)
     }
 
     /// How a backend is reached, for people.

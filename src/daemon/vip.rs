@@ -3,7 +3,6 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 
-use super::interfaces::Interface;
 use super::ledger::{Ledger, Vip};
 use crate::config::Config;
 use crate::net::{Link, Netlink, announce};
@@ -14,7 +13,7 @@ const HOST_PREFIX: u8 = 32;
 pub struct AssignedVips {
     netlink: Netlink,
     link: Link,
-    /// Those that are there by us.
+    /// Those that are to be there by us.
     added: Vec<Ipv4Addr>,
     /// A second announcement is still to come, as RFC 5227 asks for.
     announce_again: bool,
@@ -22,10 +21,10 @@ pub struct AssignedVips {
 
 impl AssignedVips {
     /// With --assign-vip, adds each VIP that is not there yet and announces all by gratuitous ARP.
-    pub fn assign(config: &Config, interface: &Interface, ledger: &mut Ledger) -> Result<AssignedVips> {
+    pub fn assign(config: &Config, link: &Link, ledger: &mut Ledger) -> Result<AssignedVips> {
         let mut vips = AssignedVips {
             netlink: Netlink::open()?,
-            link: interface.link.clone(),
+            link: link.clone(),
             added: Vec::new(),
             announce_again: false,
         };
@@ -75,11 +74,18 @@ impl AssignedVips {
         }
     }
 
-    /// Repeats the announcement of what was added, once.
-    pub fn announce_again(&mut self) {
-        if std::mem::take(&mut self.announce_again) {
+    /// Repeats the announcement of what was added, once. On an interface that is new under the old name, or has another
+    /// MAC, adds and announces all again. Call it every second or so.
+    pub fn follow(&mut self, link: &Link, ledger: &mut Ledger) -> Result<()> {
+        let moved = (link.index, link.mac) != (self.link.index, self.link.mac);
+        if moved {
+            self.link = link.clone();
+            self.added.clone().into_iter().try_for_each(|vip| self.add(vip, ledger).map(drop))?;
+        }
+        if std::mem::replace(&mut self.announce_again, moved) || moved {
             self.added.iter().for_each(|vip| self.announce_one(*vip));
         }
+        Ok(())
     }
 
     /// Says which VIPs are on no interface: nobody answers ARP for them.

@@ -51,6 +51,11 @@ impl Attachment {
         Ok(Attachment { link, ifindex, mode })
     }
 
+    /// Removes the pin again; the program stays attached while this lives. A pin that is gone is as good.
+    pub fn unpin(&self, pin_dir: &Path) {
+        let _ = std::fs::remove_file(pin_dir.join(format!("{LINK_PREFIX}{}", self.ifindex)));
+    }
+
     /// Keeps the program attached beyond this process' death.
     pub fn pin(&self, pin_dir: &Path) -> Result<()> {
         pin(self.link.as_fd(), &pin_dir.join(format!("{LINK_PREFIX}{}", self.ifindex)))

@@ -1,8 +1,13 @@
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::hash::{candidates, hash};
 use super::mapped::Rows;
-use super::types::{lb_bucket, lb_constants as constants, lb_phase, lb_settings, lb_state_layout as layout};
+use super::nexthops::NamedRows;
+use super::types::{
+    lb_bucket, lb_constants as constants, lb_nexthop, lb_nexthop_flags, lb_phase, lb_settings,
+    lb_state_layout as layout,
+};
 
 const PER_BUCKET: usize = constants::LB_CONNS_PER_BUCKET.0 as usize;
 const KEY: usize = 0;
@@ -32,6 +37,15 @@ impl State {
 
     fn tag(self) -> u8 {
         self.field(layout::LB_STATE_TAG_SHIFT, 0xff) as u8
+    }
+
+    fn nexthop(self) -> u16 {
+        self.field(layout::LB_STATE_NEXTHOP_SHIFT, 0xffff) as u16
+    }
+
+    /// Without a next hop: the FIB is asked for it once more.
+    fn forget_nexthop(self) -> State {
+        State(self.0 & !(0xffff << layout::LB_STATE_NEXTHOP_SHIFT.0))
     }
 
     fn expired(self) -> bool {
@@ -66,39 +80,66 @@ pub struct Census {
     pub replaceable: u64,
     /// All slots.
     pub slots: u64,
+    /// The next hops' rows that entries name.
+    pub nexthops: NamedRows,
 }
 
 /// Walks over the connection table while packets change it.
 pub struct Sweeper<'a> {
     rows: &'a Rows<lb_bucket>,
+    nexthops: &'a Rows<lb_nexthop>,
     settings: lb_settings,
     now: u16,
 }
 
 impl<'a> Sweeper<'a> {
     /// `now` is the time by the table's clock.
-    pub fn new(rows: &'a Rows<lb_bucket>, settings: lb_settings, now: u16) -> Sweeper<'a> {
-        Sweeper { rows, settings, now }
+    pub fn new(
+        rows: &'a Rows<lb_bucket>,
+        nexthops: &'a Rows<lb_nexthop>,
+        settings: lb_settings,
+        now: u16,
+    ) -> Sweeper<'a> {
+        Sweeper { rows, nexthops, settings, now }
     }
 
     /// Counts, changing nothing.
     pub fn count(&self) -> Census {
-        self.walk(|_, _, _| {})
+        self.walk(|_, _, state| state)
     }
 
     /// Counts; marks as expired what is over its timeout, before its age wraps around (call it at least every ten minutes);
     /// and frees entries that can never be found, because the same key stands before them in its other candidate bucket
-    /// or in the same one (two CPUs inserted it at the same instant).
+    /// or in the same one (two CPUs inserted it at the same instant). Next hops that are not valid any more are forgotten.
     pub fn sweep(&self) -> Census {
         self.walk(|bucket, slot, state| {
-            let Some((key, word)) = self.entry(bucket, slot) else { return };
-            if self.hidden(bucket, slot, key) {
-                let _ = word.compare_exchange(state.0, 0, Ordering::AcqRel, Ordering::Relaxed);
-            } else if !state.expired() && state.over_timeout(self.now, &self.settings.timeout) {
-                // A swap that fails met a packet: the connection is not idle.
-                let _ = word.compare_exchange(state.0, state.expire().0, Ordering::AcqRel, Ordering::Relaxed);
+            let Some((key, word)) = self.entry(bucket, slot) else { return state };
+            let want = self.swept(bucket, slot, key, state);
+            if want == state {
+                return state;
+            }
+            // A swap that fails met a packet: the connection is not idle.
+            match word.compare_exchange(state.0, want.0, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => want,
+                Err(met) => State(met),
             }
         })
+    }
+
+    /// What a sweep makes of an entry.
+    fn swept(&self, bucket: usize, slot: usize, key: u64, state: State) -> State {
+        if self.hidden(bucket, slot, key) {
+            return State(0);
+        }
+        let expires = !state.expired() && state.over_timeout(self.now, &self.settings.timeout);
+        let state = if expires { state.expire() } else { state };
+        if self.is_valid(state.nexthop()) { state } else { state.forget_nexthop() }
+    }
+
+    fn is_valid(&self, nexthop: u16) -> bool {
+        let flags = self.nexthops.byte(usize::from(nexthop), offset_of!(lb_nexthop, flags));
+        let valid = lb_nexthop_flags::LB_NEXTHOP_VALID.0 as u8;
+        flags.is_some_and(|flags| flags.load(Ordering::Acquire) & valid != 0)
     }
 
     /// The two buckets that a key may lie in, in the order in which they are searched.
@@ -106,7 +147,8 @@ impl<'a> Sweeper<'a> {
         candidates(self.hash(key), self.settings.buckets)
     }
 
-    fn walk(&self, mut each: impl FnMut(usize, usize, State)) -> Census {
+    /// `each` returns the state that it leaves.
+    fn walk(&self, mut each: impl FnMut(usize, usize, State) -> State) -> Census {
         let mut census = Census { slots: (self.rows.len() * PER_BUCKET) as u64, ..Census::default() };
         for bucket in 0..self.rows.len() {
             for slot in 0..PER_BUCKET {
@@ -116,7 +158,8 @@ impl<'a> Sweeper<'a> {
                     continue;
                 }
                 self.note(&mut census, state);
-                each(bucket, slot, state);
+                let left = each(bucket, slot, state);
+                census.nexthops.note(left.nexthop());
             }
         }
         census

@@ -18,28 +18,33 @@ pub struct Profile {
     pub skb_mode: bool,
     /// Frames may arrive with the partial checksums of local senders.
     pub partial_possible: bool,
+    /// Whatever is translated is left to the kernel to deliver.
+    pub stack: bool,
     /// The table's clock is set by a test.
     pub test_clock: bool,
 }
 
 impl Profile {
     /// A driver whose frames come from a wire.
-    pub const NATIVE: Profile = Profile { skb_mode: false, partial_possible: false, test_clock: false };
+    pub const NATIVE: Profile =
+        Profile { skb_mode: false, partial_possible: false, stack: false, test_clock: false };
     /// A virtual device in native mode, whose frames may come from a local sender.
-    pub const NATIVE_VIRTUAL: Profile =
-        Profile { skb_mode: false, partial_possible: true, test_clock: false };
-    /// Any device in SKB mode.
-    pub const SKB: Profile = Profile { skb_mode: true, partial_possible: true, test_clock: false };
+    pub const NATIVE_VIRTUAL: Profile = Profile { partial_possible: true, ..Self::NATIVE };
+    /// Any device in SKB mode, where only the kernel can deliver what is larger than the MTU or has an unfinished checksum.
+    pub const SKB: Profile = Profile { skb_mode: true, stack: true, ..Self::NATIVE_VIRTUAL };
+    /// The same, sending by XDP all the same.
+    pub const SKB_DIRECT: Profile = Profile { stack: false, ..Self::SKB };
 
     /// Every profile that an interface can get.
-    pub const ALL: [Profile; 3] = [Self::NATIVE, Self::NATIVE_VIRTUAL, Self::SKB];
+    pub const ALL: [Profile; 4] = [Self::NATIVE, Self::NATIVE_VIRTUAL, Self::SKB, Self::SKB_DIRECT];
 
     /// A name for people and for the pin.
     pub fn name(self) -> &'static str {
-        match (self.skb_mode, self.partial_possible) {
-            (false, false) => "native",
-            (false, true) => "native_virtual",
-            (true, _) => "skb",
+        match (self.skb_mode, self.partial_possible, self.stack) {
+            (false, false, _) => "native",
+            (false, true, _) => "native_virtual",
+            (true, _, true) => "skb",
+            (true, _, false) => "skb_direct",
         }
     }
 
@@ -48,6 +53,7 @@ impl Profile {
             skb_mode: self.skb_mode.into(),
             partial_possible: self.partial_possible.into(),
             test_clock: self.test_clock.into(),
+            stack: self.stack.into(),
             ..Default::default()
         }
     }

@@ -28,7 +28,7 @@ pub use drivers::{DriverXdp, driver_xdp};
 pub use features::{XdpFeatures, driver_of, gro_of, kernel_release, xdp_features};
 pub use load::{Profile, Program};
 pub use mapped::Rows;
-pub use nexthops::{NextHop, NextHops};
+pub use nexthops::{Egress, NamedRows, NextHop, NextHops};
 pub use pin::PinDir;
 pub(crate) use plane::scheduler_of;
 pub use plane::{Attached, BackendId, Plane};

@@ -1,12 +1,15 @@
-use std::collections::HashMap;
+//! Next hops: which row each has, and when a row may be used again.
+
+use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore as _, MapFlags};
 
 use super::tables::{Tables, as_bytes};
-use super::types::{lb_neighbour_key, lb_nexthop, lb_nexthop_flags};
+use super::types::{lb_egress, lb_neighbour_key, lb_nexthop, lb_nexthop_flags as bits};
 
 /// A neighbour that frames can be sent to, or the interface that faces one which is not known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,74 +24,276 @@ pub struct NextHop {
     pub neighbour: Option<[u8; 6]>,
 }
 
-/// Which index each next hop has. A row that packets may refer to is never rewritten: what changed gets a new row, and the
-/// old one is made invalid, which sends its connections to the FIB for their new one.
+/// In which ways a program in native mode can send by an interface; what it cannot send the kernel delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Egress {
+    /// Frames redirected to it arrive.
+    pub redirect: bool,
+    /// Frames that came in by it arrive when they are sent back out of it (`XDP_TX`).
+    pub tx: bool,
+}
+
+impl Egress {
+    /// Everything is sent by XDP.
+    pub const DIRECT: Egress = Egress { redirect: true, tx: true };
+    /// Everything is left to the kernel: what is assumed of an interface of which nothing is known.
+    pub const STACK: Egress = Egress { redirect: false, tx: false };
+
+    fn flags(self) -> u32 {
+        let redirect = if self.redirect { 0 } else { bits::LB_NEXTHOP_NO_REDIRECT.0 };
+        redirect | if self.tx { 0 } else { bits::LB_NEXTHOP_NO_TX.0 }
+    }
+}
+
+/// Which row each next hop has. A row that packets may refer to is never rewritten: what changed gets a new row, and the
+/// old one is made invalid, which sends its connections to the FIB for their new one. It is used again when a sweep has found
+/// no entry that names it.
+///
+/// Those of backends and those of neighbours in general, which are the clients' next hops, have rows of their own: when a
+/// route changes all clients' rows are renewed, while what goes to the backends never stops.
 #[derive(Default)]
 pub struct NextHops {
-    rows: HashMap<NextHop, u16>,
-    by_neighbour: HashMap<(u32, [u8; 6]), NextHop>,
+    backends: HashMap<NextHop, u16>,
+    clients: HashMap<(u32, [u8; 6]), (NextHop, u16)>,
+    egresses: HashMap<u32, Egress>,
+    /// The highest row that was ever used.
     used: u16,
+    free: Vec<u16>,
+    retired: Vec<Retired>,
+}
+
+struct Retired {
+    index: u16,
+    at: Instant,
+}
+
+/// The rows that entries of the connection table name, as a sweep found them.
+#[derive(Clone, Debug)]
+pub struct NamedRows {
+    rows: Vec<bool>,
+    /// When the sweep began.
+    since: Instant,
+}
+
+impl NamedRows {
+    /// None yet.
+    pub fn new() -> NamedRows {
+        NamedRows { rows: vec![false; usize::from(u16::MAX) + 1], since: Instant::now() }
+    }
+
+    /// An entry names this row.
+    pub fn note(&mut self, index: u16) {
+        self.rows[usize::from(index)] = true;
+    }
+
+    fn names(&self, index: u16) -> bool {
+        self.rows[usize::from(index)]
+    }
+}
+
+impl Default for NamedRows {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Rows that neighbours in general leave to the backends: nobody on a segment can use up all by inventing neighbours.
-const KEPT_FOR_BACKENDS: u16 = 8192;
+const KEPT_FOR_BACKENDS: usize = 8192;
+/// How long a packet may still carry the number of a row that it looked up before the row was retired: far longer than any
+/// program runs.
+const GRACE: Duration = Duration::from_secs(1);
 
 impl NextHops {
-    /// As [`NextHops::index`], for a neighbour that may be a client's next hop.
-    pub fn index_of_neighbour(&mut self, tables: &Tables, hop: NextHop) -> Result<Option<u16>> {
-        if self.used >= u16::MAX - KEPT_FOR_BACKENDS && !self.rows.contains_key(&hop) {
-            return Ok(None);
-        }
-        self.index(tables, hop)
-    }
-
-    /// The index of a next hop; makes a row for a new one. `None` once all rows were used: the kernel's FIB and stack
-    /// take what has no row.
-    pub fn index(&mut self, tables: &Tables, hop: NextHop) -> Result<Option<u16>> {
-        if let Some(index) = self.rows.get(&hop) {
+    /// The row of a backend's next hop; makes one where there is none. `None` if no row is free.
+    pub fn of_backend(&mut self, tables: &Tables, hop: NextHop) -> Result<Option<u16>> {
+        if let Some(index) = self.backends.get(&hop) {
             return Ok(Some(*index));
         }
-        let Some(index) = self.used.checked_add(1) else { return Ok(None) };
-        self.used = index;
-        let mut macs = [0; 12];
-        macs[..6].copy_from_slice(&hop.neighbour.unwrap_or_default());
-        macs[6..].copy_from_slice(&hop.source);
-        let flags = hop.neighbour.map_or(0, |_| lb_nexthop_flags::LB_NEXTHOP_VALID.0 as u8);
-        let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
-        tables.nexthops.set(
-            usize::from(index),
-            lb_nexthop { ifindex: hop.ifindex, mtu, flags, macs, ..Default::default() },
-        )?;
-        self.rows.insert(hop, index);
-        if let Some(mac) = hop.neighbour {
-            tables
-                .neighbours
-                .update(as_bytes(&key(hop.ifindex, mac)), &u32::from(index).to_ne_bytes(), MapFlags::ANY)
-                .with_context(|| format!("could not note next hop {index} in the table neighbours"))?;
-            if let Some(old) = self.by_neighbour.insert((hop.ifindex, mac), hop) {
-                self.invalidate(tables, old)?;
-            }
+        let Some(index) = self.take() else { return Ok(None) };
+        self.write(tables, index, hop)?;
+        self.backends.insert(hop, index);
+        Ok(Some(index))
+    }
+
+    /// The row of a neighbour that may be a client's next hop. `None` where it has none because only those kept for
+    /// backends are left: the kernel's FIB knows the way to it.
+    pub fn of_neighbour(&mut self, tables: &Tables, hop: NextHop) -> Result<Option<u16>> {
+        let Some(mac) = hop.neighbour else { return Ok(None) };
+        let old = self.clients.get(&(hop.ifindex, mac)).copied();
+        if let Some((_, index)) = old.filter(|(known, _)| *known == hop) {
+            return Ok(Some(index));
+        }
+        let Some(index) = self.take_for_neighbour() else { return Ok(None) };
+        self.write(tables, index, hop)?;
+        self.name(tables, hop.ifindex, mac, index)?;
+        self.clients.insert((hop.ifindex, mac), (hop, index));
+        if let Some((_, old)) = old {
+            self.retire(tables, old)?;
         }
         Ok(Some(index))
     }
 
-    /// Makes a neighbour's row invalid, because nobody has its MAC any more.
-    pub fn retire(&mut self, tables: &Tables, ifindex: u32, mac: [u8; 6]) -> Result<()> {
-        let Some(hop) = self.by_neighbour.remove(&(ifindex, mac)) else { return Ok(()) };
+    /// A neighbour's MAC that nobody has any more.
+    pub fn forget_neighbour(&mut self, tables: &Tables, ifindex: u32, mac: [u8; 6]) -> Result<()> {
+        let Some((_, index)) = self.clients.remove(&(ifindex, mac)) else { return Ok(()) };
         tables
             .neighbours
             .delete(as_bytes(&key(ifindex, mac)))
             .context("could not remove a next hop from the table neighbours")?;
-        self.invalidate(tables, hop)
+        self.retire(tables, index)
     }
 
-    fn invalidate(&mut self, tables: &Tables, hop: NextHop) -> Result<()> {
-        let Some(index) = self.rows.remove(&hop) else { return Ok(()) };
+    /// Every (interface index, MAC) of a neighbour that has a row.
+    pub fn neighbours(&self) -> impl Iterator<Item = (u32, [u8; 6])> {
+        self.clients.keys().copied()
+    }
+
+    /// Those of them that connections are sent to.
+    pub fn in_use(&self, named: &NamedRows) -> impl Iterator<Item = (u32, [u8; 6])> {
+        self.clients.iter().filter(|(_, (_, index))| named.names(*index)).map(|(station, _)| *station)
+    }
+
+    /// Gives every neighbour another row, so that each connection asks the FIB for its way once more: the routes have
+    /// changed. Ok(false): not enough rows are free now; try again after a sweep.
+    pub fn renew_neighbours(&mut self, tables: &Tables) -> Result<bool> {
+        if self.room() < self.clients.len() + KEPT_FOR_BACKENDS {
+            return Ok(false);
+        }
+        let known: Vec<_> = self.clients.iter().map(|(key, known)| (*key, *known)).collect();
+        for ((ifindex, mac), (hop, old)) in known {
+            let Some(index) = self.take() else { return Ok(false) };
+            self.write(tables, index, hop)?;
+            self.name(tables, ifindex, mac, index)?;
+            self.clients.insert((ifindex, mac), (hop, index));
+            self.retire(tables, old)?;
+        }
+        Ok(true)
+    }
+
+    /// Retires the rows of backends' next hops that no backend has any more, `used` being those that one has.
+    pub fn keep_backends(&mut self, tables: &Tables, used: &HashSet<u16>) -> Result<()> {
+        let unused: Vec<(NextHop, u16)> = self
+            .backends
+            .iter()
+            .map(|(hop, index)| (*hop, *index))
+            .filter(|(_, i)| !used.contains(i))
+            .collect();
+        for (hop, index) in unused {
+            self.backends.remove(&hop);
+            self.retire(tables, index)?;
+        }
+        Ok(())
+    }
+
+    /// How frames leave by an interface from now on, those to next hops that have a row already too; `None` for an
+    /// interface that is gone.
+    pub fn set_egress(&mut self, tables: &Tables, ifindex: u32, egress: Option<Egress>) -> Result<()> {
+        let name = ifindex.to_ne_bytes();
+        let Some(egress) = egress else {
+            if self.egresses.remove(&ifindex).is_some() {
+                tables
+                    .egresses
+                    .delete(&name)
+                    .context("could not remove an interface from the table egresses")?;
+            }
+            return Ok(());
+        };
+        if self.egresses.insert(ifindex, egress) == Some(egress) {
+            return Ok(());
+        }
+        tables
+            .egresses
+            .update(&name, as_bytes(&lb_egress { flags: egress.flags() }), MapFlags::ANY)
+            .context("could not note an interface in the table egresses")?;
+        let rows =
+            self.backends.iter().map(|(hop, index)| (*hop, *index)).chain(self.clients.values().copied());
+        for (hop, index) in rows.filter(|(hop, _)| hop.ifindex == ifindex) {
+            self.store_flags(tables, index, self.flags_of(hop))?;
+        }
+        Ok(())
+    }
+
+    /// The interfaces of which it is known how frames leave by them.
+    pub fn egresses(&self) -> impl Iterator<Item = u32> {
+        self.egresses.keys().copied()
+    }
+
+    /// After a sweep: frees the retired rows that no entry names, and retires those of neighbours that the kernel has
+    /// forgotten (`alive` are those it knows) and no entry names.
+    pub fn collect(
+        &mut self,
+        tables: &Tables,
+        named: &NamedRows,
+        alive: &HashSet<(u32, [u8; 6])>,
+    ) -> Result<()> {
+        let is_free = |old: &Retired| named.since.duration_since(old.at) >= GRACE && !named.names(old.index);
+        let (free, retired) = std::mem::take(&mut self.retired).into_iter().partition(is_free);
+        self.retired = retired;
+        self.free.extend(<Vec<Retired>>::into_iter(free).map(|old| old.index));
+        let forgotten: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|(key, (_, index))| !alive.contains(key) && !named.names(*index))
+            .map(|(key, _)| *key)
+            .collect();
+        forgotten.into_iter().try_for_each(|(ifindex, mac)| self.forget_neighbour(tables, ifindex, mac))
+    }
+
+    fn take(&mut self) -> Option<u16> {
+        if let Some(index) = self.free.pop() {
+            return Some(index);
+        }
+        self.used = self.used.checked_add(1)?;
+        Some(self.used)
+    }
+
+    fn take_for_neighbour(&mut self) -> Option<u16> {
+        if self.room() > KEPT_FOR_BACKENDS { self.take() } else { None }
+    }
+
+    /// How many rows could be taken now.
+    fn room(&self) -> usize {
+        self.free.len() + usize::from(u16::MAX - self.used)
+    }
+
+    fn flags_of(&self, hop: NextHop) -> u8 {
+        let valid = hop.neighbour.map_or(0, |_| bits::LB_NEXTHOP_VALID.0);
+        (valid | self.egresses.get(&hop.ifindex).copied().unwrap_or(Egress::STACK).flags()) as u8
+    }
+
+    /// Writes a row that nothing refers to yet.
+    fn write(&self, tables: &Tables, index: u16, hop: NextHop) -> Result<()> {
+        let mut macs = [0; 12];
+        macs[..6].copy_from_slice(&hop.neighbour.unwrap_or_default());
+        macs[6..].copy_from_slice(&hop.source);
+        let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
+        let flags = self.flags_of(hop);
+        tables.nexthops.set(
+            usize::from(index),
+            lb_nexthop { ifindex: hop.ifindex, mtu, flags, macs, ..Default::default() },
+        )
+    }
+
+    /// Makes new connections find a neighbour's row.
+    fn name(&self, tables: &Tables, ifindex: u32, mac: [u8; 6], index: u16) -> Result<()> {
+        tables
+            .neighbours
+            .update(as_bytes(&key(ifindex, mac)), &u32::from(index).to_ne_bytes(), MapFlags::ANY)
+            .with_context(|| format!("could not note next hop {index} in the table neighbours"))
+    }
+
+    fn retire(&mut self, tables: &Tables, index: u16) -> Result<()> {
+        self.store_flags(tables, index, 0)?;
+        self.retired.push(Retired { index, at: Instant::now() });
+        Ok(())
+    }
+
+    fn store_flags(&self, tables: &Tables, index: u16, flags: u8) -> Result<()> {
         tables
             .nexthops
             .byte(usize::from(index), offset_of!(lb_nexthop, flags))
             .with_context(|| format!("there is no next hop {index}"))?
-            .store(0, Ordering::Release);
+            .store(flags, Ordering::Release);
         Ok(())
     }
 }

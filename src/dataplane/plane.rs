@@ -15,12 +15,12 @@ use super::clock::Clock;
 use super::connections::{Census, Sweeper};
 use super::directory::{Directory, addr_of};
 use super::load::{Profile, Program, Source, directory_lines, load};
-use super::nexthops::{NextHop, NextHops};
+use super::nexthops::NextHops;
 use super::pin::PROGRAM_PREFIX;
 use super::rings::{self, RingArena};
 use super::tables::{ABI, Capacity, Tables};
 use super::types::{
-    lb_backend, lb_backend_flags, lb_backend_state, lb_constants, lb_pair, lb_phase, lb_scheduler,
+    lb_backend, lb_backend_flags, lb_backend_state, lb_bucket, lb_constants, lb_pair, lb_phase, lb_scheduler,
     lb_service, lb_settings, lb_unresolved,
 };
 use crate::model::{Protocol, Scheduler, Service, Timeouts};
@@ -72,7 +72,8 @@ impl Plane {
             key: random_key()?,
             timeout: timeout_units(timeouts, hz, shift),
         };
-        let (program, tables) = load(profile, &settings, Source::New(capacity))?;
+        let (program, tables) = load(profile, &settings, Source::New(capacity))
+            .map_err(|error| without_memory(error, max_connections, capacity))?;
         Ok(Plane {
             tables: tables.context("a new program came without tables")?,
             settings,
@@ -184,20 +185,9 @@ impl Plane {
         Ok(())
     }
 
-    /// Gives a backend's next hop its row.
-    pub fn next_hop(&mut self, hop: NextHop) -> Result<Option<u16>> {
-        self.nexthops.index(&self.tables, hop)
-    }
-
-    /// Gives a neighbour that may be a client's next hop its row. `None` once only those kept for backends are left: the
-    /// kernel's FIB knows the way to the others.
-    pub fn neighbour(&mut self, hop: NextHop) -> Result<Option<u16>> {
-        self.nexthops.index_of_neighbour(&self.tables, hop)
-    }
-
-    /// A neighbour's MAC that nobody has any more.
-    pub fn retire_neighbour(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<()> {
-        self.nexthops.retire(&self.tables, ifindex, mac)
+    /// The next hops, to be changed, with the tables that they are in.
+    pub fn next_hops(&mut self) -> (&mut NextHops, &Tables) {
+        (&mut self.nexthops, &self.tables)
     }
 
     /// Sends what goes to a backend to another next hop, by one store.
@@ -283,8 +273,22 @@ impl Plane {
     /// Counts the connections, and marks those over their timeouts.
     pub fn sweep(&self) -> Result<Census> {
         let now = self.clock.now(self.settings.clock_shift)?;
-        Ok(Sweeper::new(&self.tables.connections, self.settings, now).sweep())
+        Ok(Sweeper::new(&self.tables.connections, &self.tables.nexthops, self.settings, now).sweep())
     }
+}
+
+/// Says so where it was the connection table that there was no memory for.
+fn without_memory(error: anyhow::Error, connections: u32, capacity: Capacity) -> anyhow::Error {
+    let kind = error.downcast_ref::<libbpf_rs::Error>().map(libbpf_rs::Error::kind);
+    if kind != Some(libbpf_rs::ErrorKind::OutOfMemory) {
+        return error;
+    }
+    let bytes = f64::from(capacity.buckets) * size_of::<lb_bucket>() as f64;
+    error.context(format!(
+        "the kernel has no memory for a table of {connections} connections ({:.1} GB): use a smaller --max-connections, or \
+         raise this process' memory limit",
+        bytes / 1e9
+    ))
 }
 
 /// What became of an attempt to attach.

@@ -29,6 +29,7 @@ plain!(
     types::lb_nexthop,
     types::lb_neighbour_key,
     types::lb_unresolved,
+    types::lb_egress,
     types::lb_bucket,
     types::lb_counter,
     types::lb_backend_counters,

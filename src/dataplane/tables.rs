@@ -102,6 +102,7 @@ pub struct Tables {
     /// The connection table.
     pub connections: Rows<types::lb_bucket>,
     pub(super) neighbours: MapHandle,
+    pub(super) egresses: MapHandle,
     reason_counters: MapHandle,
     backend_counters: MapHandle,
     settings: MapHandle,
@@ -119,6 +120,7 @@ macro_rules! for_each_map {
             unresolved,
             connections,
             neighbours,
+            egresses,
             reason_counters,
             backend_counters,
             settings
@@ -131,7 +133,7 @@ macro_rules! names {
 }
 
 /// What the tables are called, and pinned under.
-pub(super) const TABLE_NAMES: [&str; 12] = for_each_map!(names);
+pub(super) const TABLE_NAMES: [&str; 13] = for_each_map!(names);
 
 impl Tables {
     /// The tables of a program just loaded.
@@ -173,6 +175,7 @@ impl Tables {
             unresolved: Rows::map(handle("unresolved")?)?,
             connections: Rows::map(handle("connections")?)?,
             neighbours: handle("neighbours")?,
+            egresses: handle("egresses")?,
             reason_counters: handle("reason_counters")?,
             backend_counters: handle("backend_counters")?,
             settings: handle("settings")?,
@@ -196,7 +199,7 @@ impl Tables {
         Ok(())
     }
 
-    fn handles(&self) -> [(&'static str, &MapHandle); 12] {
+    fn handles(&self) -> [(&'static str, &MapHandle); 13] {
         [
             ("directory", &self.directory),
             ("services", self.services.handle()),
@@ -207,6 +210,7 @@ impl Tables {
             ("unresolved", self.unresolved.handle()),
             ("connections", self.connections.handle()),
             ("neighbours", &self.neighbours),
+            ("egresses", &self.egresses),
             ("reason_counters", &self.reason_counters),
             ("backend_counters", &self.backend_counters),
             ("settings", &self.settings),

@@ -11,6 +11,7 @@
 mod address;
 mod announce;
 mod attributes;
+mod events;
 mod link;
 mod namespace;
 mod neighbour;
@@ -22,6 +23,7 @@ mod testing;
 
 pub use address::Address;
 pub use announce::announce;
+pub use events::{Changes, Events};
 pub use link::{Link, Peer, XdpAttached, XdpOnLink};
 pub use namespace::Namespace;
 pub use neighbour::Neighbour;

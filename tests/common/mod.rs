@@ -5,6 +5,8 @@
 
 pub mod balancer;
 pub mod clients;
+pub mod files;
+pub mod held;
 pub mod netns;
 pub mod networks;
 pub mod servers;

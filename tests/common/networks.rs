@@ -30,6 +30,13 @@ pub fn two_arms(lab: &Lab) -> Result<()> {
 /// The same without programs on the far ends.
 pub fn two_arms_bare(lab: &Lab) -> Result<()> {
     lab.add(&["client", "lb", "switch", "web1", "web2", "web3"])?;
+    client_at_lb(lab)?;
+    servers_behind(lab, "eth1")?;
+    no_forwarding(lab)?;
+    reachable(lab, "client", "192.168.1.1")
+}
+
+fn client_at_lb(lab: &Lab) -> Result<()> {
     lab.ip("", "link add eth0 netns client type veth peer name eth0 netns lb")?;
     lab.ip(
         "client",
@@ -37,10 +44,7 @@ pub fn two_arms_bare(lab: &Lab) -> Result<()> {
         link set eth0 up
         route add default via 192.168.1.1",
     )?;
-    lab.ip("lb", "address add 192.168.1.1/24 dev eth0\nlink set eth0 up")?;
-    servers_on_switch(lab, "eth1")?;
-    no_forwarding(lab)?;
-    reachable(lab, "client", "192.168.1.1")
+    lab.ip("lb", "address add 192.168.1.1/24 dev eth0\nlink set eth0 up")
 }
 
 /// Two arms, and between `client` and `lb` a bridge in `front` with another host, `other` (192.168.1.66).
@@ -51,15 +55,42 @@ pub fn two_arms_shared_front(lab: &Lab) -> Result<()> {
         plug_in(lab, "front", namespace, "eth0", address)?;
     }
     lab.ip("client", "route add default via 192.168.1.1")?;
-    servers_on_switch(lab, "eth1")?;
+    servers_behind(lab, "eth1")?;
     no_forwarding(lab)?;
     reachable(lab, "client", "192.168.1.1")?;
     veth_peer(lab, "front", "lb")?;
     veth_peer(lab, "switch", "lb")
 }
 
+/// `client` -- eth0 `lb`, where the servers hang on a bridge of its own, docker0, as containers do.
+pub fn docker(lab: &Lab) -> Result<()> {
+    lab.add(&["client", "lb", "web1", "web2", "web3"])?;
+    client_at_lb(lab)?;
+    lab.ip(
+        "lb",
+        "link add docker0 type bridge forward_delay 0
+        address add 10.0.0.1/24 dev docker0
+        link set docker0 up",
+    )?;
+    for (web, address) in WEBS {
+        lab.ip("", &format!("link add eth0 netns {web} type veth peer name {web} netns lb"))?;
+        lab.ip(web, &format!("address add {address}/24 dev eth0\nlink set eth0 up"))?;
+        lab.ip(web, "route add default via 10.0.0.1")?;
+        lab.ip("lb", &format!("link set {web} master docker0 up"))?;
+    }
+    no_forwarding(lab)?;
+    reachable(lab, "client", "192.168.1.1")?;
+    WEBS.iter().try_for_each(|(_, address)| reachable(lab, "lb", address))
+}
+
 /// `client` -- `router` -- bridge in `switch` -- servers, and `lb` with its only interface on the same bridge.
 pub fn one_arm(lab: &Lab) -> Result<()> {
+    one_arm_bare(lab)?;
+    veth_peer(lab, "switch", "lb")
+}
+
+/// The same without a program on the far end.
+pub fn one_arm_bare(lab: &Lab) -> Result<()> {
     lab.add(&["client", "router", "lb", "switch", "web1", "web2", "web3"])?;
     lab.ip("", "link add eth0 netns client type veth peer name eth1 netns router")?;
     lab.ip(
@@ -69,13 +100,12 @@ pub fn one_arm(lab: &Lab) -> Result<()> {
         route add default via 192.168.1.1",
     )?;
     lab.ip("router", "address add 192.168.1.1/24 dev eth1\nlink set eth1 up")?;
-    servers_on_switch(lab, "eth0")?;
+    servers_behind(lab, "eth0")?;
     plug_in(lab, "switch", "router", "eth0", "10.0.0.254")?;
     lab.ip("lb", "route add default via 10.0.0.254")?;
     lab.set_sysctl("router", "net/ipv4/ip_forward", "1")?;
     no_forwarding(lab)?;
-    reachable(lab, "client", "10.0.0.1")?;
-    veth_peer(lab, "switch", "lb")
+    reachable(lab, "client", "10.0.0.1")
 }
 
 /// A veth delivers what XDP sends into it only if its far end has a program too.
@@ -94,7 +124,8 @@ pub fn reachable(lab: &Lab, namespace: &str, address: &str) -> Result<()> {
     Ok(())
 }
 
-fn servers_on_switch(lab: &Lab, lb_interface: &str) -> Result<()> {
+/// A bridge in `switch` with `lb` (10.0.0.1) and the servers.
+pub fn servers_behind(lab: &Lab, lb_interface: &str) -> Result<()> {
     bridge(lab, "switch")?;
     plug_in(lab, "switch", "lb", lb_interface, "10.0.0.1")?;
     for (web, address) in WEBS {

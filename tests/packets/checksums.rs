@@ -1,6 +1,6 @@
 //! Partial checksums of local senders: who finishes them depends on the verdict.
 
-use xdp_lb::dataplane::{NextHop, Profile};
+use xdp_lb::dataplane::Profile;
 
 use super::frame::{Checksum, Frame, tcp, udp};
 use super::lab::*;
@@ -93,30 +93,6 @@ fn root_stack_delivery_keeps_partial_checksums_partial() {
     });
 }
 
-#[test]
-#[cfg_attr(not(root), ignore = "needs root")]
-fn root_the_kernel_delivers_where_frames_sent_by_xdp_would_vanish() {
-    lab(setup(Profile::NATIVE_VIRTUAL), |lab| {
-        let row = lab.row(0);
-        let backend_hop = lab.reach(row, Some(backend_mac(0)), 20);
-        lab.deliver_by_stack(backend_hop);
-        let client_hop =
-            NextHop { ifindex: lab.front, mtu: MTU, source: LB_MAC, neighbour: Some(CLIENT_MAC) };
-        let client_hop = lab.plane.next_hop(client_hop).unwrap().unwrap();
-        lab.deliver_by_stack(client_hop);
-        for checksum in [Checksum::Partial, Checksum::Whole] {
-            let frame = tcp(CLIENT, VIP, "A").payload("abc").checksum(checksum);
-            let after = frame.clone().to(backend(0)).bytes();
-            let then = (Verdict::Pass, "stack to_backend");
-            lab.expect("translated, its MACs left", lab.front, &frame.bytes(), then, &after);
-            let frame = reply(0, CLIENT, "A").payload(vec![7; 1461]).checksum(checksum);
-            let after = frame.clone().from(VIP).bytes();
-            let then = (Verdict::Pass, "stack to_client");
-            lab.expect("of any size", lab.back, &frame.bytes(), then, &after);
-        }
-    });
-}
-
 /// A frame of a client whose whole checksum happens to be the pseudo-header's sum: what a partial one holds.
 fn chance_match() -> Frame {
     let plain = tcp(CLIENT, VIP, "A").payload([0, 0]);
@@ -136,7 +112,7 @@ fn chance_match() -> Frame {
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_a_whole_checksum_that_looks_partial_stays_whole() {
     for (profile, silent) in
-        [(Profile::SKB, false), (Profile::NATIVE_VIRTUAL, false), (Profile::NATIVE_VIRTUAL, true)]
+        [(Profile::SKB_DIRECT, false), (Profile::NATIVE_VIRTUAL, false), (Profile::NATIVE_VIRTUAL, true)]
     {
         lab(setup(profile), move |lab| {
             let row = lab.row(0);
@@ -167,7 +143,7 @@ fn root_a_whole_checksum_that_looks_partial_stays_whole() {
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_skb_mode_keeps_partial_checksums_partial() {
-    lab(setup(Profile::SKB), |lab| {
+    lab(setup(Profile::SKB_DIRECT), |lab| {
         for checksum in [Checksum::Partial, Checksum::Whole] {
             lab.reaches_backend("TCP", &tcp(CLIENT, VIP, "A").payload("abc").checksum(checksum), 0);
             lab.reaches_backend("UDP", &udp(CLIENT, VIP).checksum(checksum), 0);

@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
-use xdp_lb::dataplane::types::{lb_backend_state, lb_nexthop_flags};
-use xdp_lb::dataplane::{BackendId, NextHop, Plane, Profile, Reason};
+use xdp_lb::dataplane::types::lb_backend_state;
+use xdp_lb::dataplane::{BackendId, Egress, NextHop, Plane, Profile, Reason};
 use xdp_lb::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
 
 use super::frame::{Frame, Mac};
@@ -103,7 +103,7 @@ pub fn lab(setup: Setup, test: impl FnOnce(&mut Lab) + Send + 'static) {
     }
 }
 
-fn ip(line: &str) {
+pub fn ip(line: &str) {
     let output = Command::new("ip").args(line.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -131,6 +131,8 @@ impl Lab {
         plane.apply(&setup.services).unwrap();
         let mut lab = Lab { plane, profile: setup.profile, front: 10, back: 20 };
         lab.clock(1000);
+        lab.egress(10, Some(Egress::DIRECT));
+        lab.egress(20, Some(Egress::DIRECT));
         for backend in lab.plane.backends().to_vec() {
             let n = backend.address.ip().octets()[3] - 10;
             lab.reach(backend, Some(backend_mac(n)), 20);
@@ -142,7 +144,8 @@ impl Lab {
     pub fn reach(&mut self, backend: BackendId, neighbour: Option<Mac>, ifindex: u32) -> u16 {
         let source = if ifindex == self.back { LB_BACK_MAC } else { LB_MAC };
         let hop = NextHop { ifindex, mtu: MTU, source, neighbour };
-        let index = self.plane.next_hop(hop).unwrap().unwrap();
+        let (hops, tables) = self.plane.next_hops();
+        let index = hops.of_backend(tables, hop).unwrap().unwrap();
         self.plane.set_next_hop(backend, index).unwrap();
         index
     }
@@ -152,12 +155,17 @@ impl Lab {
         self.plane.backends()[n]
     }
 
-    /// Has the kernel deliver to a next hop, as where frames sent by XDP would vanish.
-    pub fn deliver_by_stack(&self, nexthop: u16) {
-        let offset = std::mem::offset_of!(xdp_lb::dataplane::types::lb_nexthop, flags);
-        let flags = lb_nexthop_flags::LB_NEXTHOP_VALID.0 | lb_nexthop_flags::LB_NEXTHOP_STACK.0;
-        let byte = self.plane.tables().nexthops.byte(usize::from(nexthop), offset).unwrap();
-        byte.store(flags as u8, std::sync::atomic::Ordering::Relaxed);
+    /// How frames leave by an interface; `None`: nothing is known of it.
+    pub fn egress(&mut self, ifindex: u32, egress: Option<Egress>) {
+        let (hops, tables) = self.plane.next_hops();
+        hops.set_egress(tables, ifindex, egress).unwrap();
+    }
+
+    /// Gives a neighbour on the clients' side a row.
+    pub fn neighbour(&mut self, mac: Mac) -> u16 {
+        let hop = NextHop { ifindex: self.front, mtu: MTU, source: LB_MAC, neighbour: Some(mac) };
+        let (hops, tables) = self.plane.next_hops();
+        hops.of_neighbour(tables, hop).unwrap().unwrap()
     }
 
     /// Sets the state of the n-th row of a backend.

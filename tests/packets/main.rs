@@ -2,6 +2,7 @@
 //! out, by `BPF_PROG_TEST_RUN` of the program as it is loaded for traffic.
 
 mod checksums;
+mod delivery;
 mod forward;
 mod frame;
 mod lab;

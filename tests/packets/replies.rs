@@ -1,7 +1,5 @@
 //! From backends to clients.
 
-use xdp_lb::dataplane::NextHop;
-
 use super::frame::{Checksum, Frame, tcp, udp};
 use super::lab::*;
 
@@ -61,28 +59,23 @@ fn root_the_way_to_the_client_is_the_routes() {
         lab.reaches_client("by the FIB", &reply(0, FAR_CLIENT, "SA"), GATEWAY_MAC);
 
         // From here on the gateway has an index, which the next reply notes in the connection.
-        let gateway = NextHop { ifindex: lab.front, mtu: MTU, source: LB_MAC, neighbour: Some(GATEWAY_MAC) };
-        lab.plane.next_hop(gateway).unwrap().unwrap();
+        lab.neighbour(GATEWAY_MAC);
         lab.reaches_client("by the FIB, once more", &reply(0, FAR_CLIENT, "A"), GATEWAY_MAC);
         lab.reaches_client("by its index", &reply(0, FAR_CLIENT, "A"), GATEWAY_MAC);
-        remove_default_route();
+        ip("route del default");
         lab.reaches_client(
             "by its index, although the route is gone",
             &reply(0, FAR_CLIENT, "A"),
             GATEWAY_MAC,
         );
 
-        lab.plane.retire_neighbour(lab.front, GATEWAY_MAC).unwrap();
+        let (hops, tables) = lab.plane.next_hops();
+        hops.forget_neighbour(tables, 10, GATEWAY_MAC).unwrap();
         let frame = reply(0, FAR_CLIENT, "A");
         let after = frame.clone().from(VIP).bytes();
         let then = (Verdict::Pass, "stack route_by_kernel");
         lab.expect("without both it is left to the kernel", lab.back, &frame.bytes(), then, &after);
     });
-}
-
-fn remove_default_route() {
-    let output = std::process::Command::new("ip").args(["route", "del", "default"]).output().unwrap();
-    assert!(output.status.success());
 }
 
 #[test]

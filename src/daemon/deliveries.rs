@@ -1,0 +1,284 @@
+//! Whether what leaves by an interface is sent by XDP or left to the kernel, and what the kernel needs for the latter.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+
+use super::interfaces::{AttachedInterface, Interfaces};
+use super::ledger::Ledger;
+use super::network::View;
+use crate::config::Deliver;
+use crate::dataplane::{Egress, Mode, Plane};
+use crate::egress::{EgressFacts, egress};
+use crate::net::{Netlink, read_sysctl};
+
+/// What was decided for each interface that frames may leave by.
+pub struct Deliveries {
+    deliver: Deliver,
+    decided: BTreeMap<u32, Decision>,
+    /// The sysctls that are ours now.
+    sysctls: BTreeSet<String>,
+    /// Said once: sysctls that could not be set.
+    refused: BTreeSet<String>,
+}
+
+/// How frames leave by an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Decision {
+    egress: Egress,
+    why: String,
+    /// What would make it faster.
+    faster: Option<String>,
+}
+
+/// A sysctl that the kernel needs for what is left to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Need {
+    name: String,
+    value: &'static str,
+    why: &'static str,
+}
+
+/// What matters of an attached interface to the sysctls.
+struct Ingress<'a> {
+    name: &'a str,
+    ifindex: u32,
+    /// Everything that arrives is left to the kernel.
+    stack: bool,
+    clients: bool,
+    backends: bool,
+}
+
+impl Deliveries {
+    /// Nothing is decided yet: everything is left to the kernel.
+    pub fn new(deliver: Deliver) -> Deliveries {
+        Deliveries { deliver, decided: BTreeMap::new(), sysctls: BTreeSet::new(), refused: BTreeSet::new() }
+    }
+
+    /// Decides for the interfaces that have the program, and with `all` for every other that a client may be reached by;
+    /// sets what the kernel needs before anything is left to it.
+    pub fn follow(
+        &mut self,
+        plane: &mut Plane,
+        netlink: &mut Netlink,
+        view: &View,
+        interfaces: &Interfaces,
+        ledger: &mut Ledger,
+        all: bool,
+    ) -> Result<()> {
+        let attached: BTreeSet<u32> = interfaces.attached().map(|interface| interface.link.index).collect();
+        let mut news = Vec::new();
+        for link in view.links.values().filter(|link| link.ethernet && link.up && !link.loopback) {
+            if !all && !attached.contains(&link.index) && self.decided.contains_key(&link.index) {
+                continue;
+            }
+            let now = self.decide(egress(netlink, link, false)?);
+            let before = self.decided.insert(link.index, now.clone());
+            if before.as_ref() != Some(&now) {
+                news.push((link, before, now));
+            }
+        }
+        self.set_sysctls(interfaces, ledger);
+        let (hops, tables) = plane.next_hops();
+        for (link, before, now) in news {
+            hops.set_egress(tables, link.index, Some(now.egress))?;
+            if before.is_some_and(|before| before.egress != now.egress) && attached.contains(&link.index) {
+                crate::note!("what leaves by {} is delivered {} from now on", link.name, now.describe());
+            }
+        }
+        let gone: Vec<u32> = hops.egresses().filter(|index| !view.links.contains_key(index)).collect();
+        for index in gone {
+            self.decided.remove(&index);
+            hops.set_egress(tables, index, None)?;
+        }
+        Ok(())
+    }
+
+    fn decide(&self, facts: EgressFacts) -> Decision {
+        let EgressFacts { redirect, tx, why, faster } = facts;
+        match self.deliver {
+            Deliver::Stack => {
+                Decision { egress: Egress::STACK, why: "--deliver stack".to_owned(), faster: None }
+            }
+            // Whatever arrives better: XDP_TX, if neither does.
+            Deliver::Direct => Decision {
+                egress: Egress { redirect: true, tx: tx || !redirect },
+                why: match redirect {
+                    true => "--deliver direct".to_owned(),
+                    false => format!("--deliver direct, although what is redirected there vanishes: {why}"),
+                },
+                faster: None,
+            },
+            Deliver::Auto => Decision { egress: Egress { redirect, tx }, why, faster },
+        }
+    }
+
+    /// How packets travel by an interface, for people.
+    pub fn describe(&self, interface: &AttachedInterface) -> String {
+        if interface.mode() == Mode::Skb && self.deliver == Deliver::Auto {
+            return "what arrives there is delivered by the kernel (only it can send frames above the MTU and unfinished \
+                    checksums; faster: an interface whose driver does native XDP)"
+                .to_owned();
+        }
+        match self.decided.get(&interface.link.index) {
+            Some(decision) => format!("delivery {}", decision.describe()),
+            None => "delivery by the kernel: nothing is known of it yet".to_owned(),
+        }
+    }
+
+    /// A sysctl that cannot be set is said once: what the kernel is left with may still do.
+    fn set_sysctls(&mut self, interfaces: &Interfaces, ledger: &mut Ledger) {
+        let arriving: Vec<Ingress<'_>> = interfaces
+            .attached()
+            .map(|interface| Ingress {
+                name: &interface.link.name,
+                ifindex: interface.link.index,
+                stack: is_stack(self.deliver, interface),
+                clients: interfaces.main().is_some_and(|main| main.link.index == interface.link.index),
+                backends: !interface.backends.is_empty(),
+            })
+            .collect();
+        let sends = |from: u32, to: u32| {
+            self.decided.get(&to).is_some_and(|now| now.egress.redirect || (from == to && now.egress.tx))
+        };
+        let needs = needs(&arriving, sends, |name| read_sysctl(name).unwrap_or_default());
+        for need in &needs {
+            match ledger.set_sysctl(&need.name, need.value, need.why) {
+                Ok(()) => {
+                    self.sysctls.insert(need.name.clone());
+                }
+                Err(error) => {
+                    if self.refused.insert(need.name.clone()) {
+                        crate::note!(
+                            "warning: {error:#}: {}; set it by hand (sysctl -w {}={})",
+                            need.why,
+                            need.name,
+                            need.value
+                        );
+                    }
+                }
+            }
+        }
+        let unneeded: Vec<String> = self
+            .sysctls
+            .iter()
+            .filter(|name| needs.iter().all(|need| need.name != **name))
+            .cloned()
+            .collect();
+        for name in unneeded {
+            ledger.put_back(&name);
+            self.sysctls.remove(&name);
+        }
+    }
+}
+
+impl Decision {
+    fn describe(&self) -> String {
+        let how = match self.egress {
+            Egress { redirect: true, tx: true } => "direct (XDP_TX or redirect)",
+            Egress { redirect: true, tx: false } => "direct (redirect)",
+            Egress { redirect: false, tx: true } => {
+                "direct where it came from there (XDP_TX), else by the kernel"
+            }
+            Egress { redirect: false, tx: false } => "by the kernel",
+        };
+        let faster = self.faster.as_ref().map_or(String::new(), |faster| format!("; faster: {faster}"));
+        format!("{how}: {}{faster}", self.why)
+    }
+}
+
+/// Whether everything that arrives on an interface is left to the kernel.
+fn is_stack(deliver: Deliver, interface: &AttachedInterface) -> bool {
+    deliver == Deliver::Stack || (interface.mode() == Mode::Skb && deliver == Deliver::Auto)
+}
+
+/// What the kernel needs to deliver what is left to it. `sends(from, to)`: XDP sends what arrives on one interface by the
+/// other. The interface's own switches, not `ip_forward`, whose writing sets those of all interfaces.
+fn needs(
+    arriving: &[Ingress<'_>],
+    sends: impl Fn(u32, u32) -> bool,
+    now: impl Fn(&str) -> String,
+) -> Vec<Need> {
+    const FORWARD: &str = "the kernel delivers what arrives there";
+    const LOCAL: &str = "replies that it delivers have the VIP, an address of this host, as source";
+    const FILTER: &str =
+        "replies that it delivers have the VIP as source, whose route is not by this interface";
+    const REDIRECTS: &str = "with one interface it would tell clients to go past the load balancer";
+    let mut needs = Vec::new();
+    let mut need = |name: String, value, why| {
+        let need = Need { name, value, why };
+        if !needs.contains(&need) {
+            needs.push(need);
+        }
+    };
+    let of = |interface: &str, name: &str| format!("net.ipv4.conf.{interface}.{name}");
+    let left = |from: &Ingress<'_>, is: fn(&Ingress<'_>) -> bool| {
+        from.stack || arriving.iter().any(|to| is(to) && !sends(from.ifindex, to.ifindex))
+    };
+    for from in arriving {
+        let to_backends = from.clients && left(from, |to| to.backends);
+        let to_clients = from.backends && left(from, |to| to.clients);
+        if to_backends || to_clients {
+            need(of(from.name, "forwarding"), "1", FORWARD);
+        }
+        if to_clients {
+            need(of(from.name, "accept_local"), "1", LOCAL);
+            // The kernel takes the larger of the two, and 2 is the milder check.
+            let filter = |interface| now(&of(interface, "rp_filter"));
+            if filter("all") == "1" || filter(from.name) != "0" {
+                need(of(from.name, "rp_filter"), "2", FILTER);
+            }
+        }
+        if (to_backends || to_clients) && from.clients && from.backends {
+            // The kernel sends them if either is set.
+            need(of("all", "send_redirects"), "0", REDIRECTS);
+            need(of(from.name, "send_redirects"), "0", REDIRECTS);
+        }
+    }
+    needs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two_arms(stack: bool) -> [Ingress<'static>; 2] {
+        [
+            Ingress { name: "eth0", ifindex: 1, stack, clients: true, backends: false },
+            Ingress { name: "eth1", ifindex: 2, stack, clients: false, backends: true },
+        ]
+    }
+
+    fn names(arriving: &[Ingress<'_>], sends: impl Fn(u32, u32) -> bool, filter: &str) -> Vec<String> {
+        needs(arriving, sends, |_| filter.to_owned())
+            .iter()
+            .map(|need| format!("{}={}", need.name.trim_start_matches("net.ipv4.conf."), need.value))
+            .collect()
+    }
+
+    #[test]
+    fn direct_delivery_needs_nothing() {
+        assert!(names(&two_arms(false), |_, _| true, "1").is_empty());
+    }
+
+    #[test]
+    fn each_direction_needs_its_own() {
+        let all = ["eth0.forwarding=1", "eth1.forwarding=1", "eth1.accept_local=1"];
+        assert_eq!(names(&two_arms(true), |_, _| true, "0"), all);
+        assert_eq!(names(&two_arms(false), |_, _| false, "0"), all);
+        assert_eq!(names(&two_arms(false), |_, to| to == 1, "0"), ["eth0.forwarding=1"]);
+        let replies = ["eth1.forwarding=1", "eth1.accept_local=1", "eth1.rp_filter=2"];
+        assert_eq!(names(&two_arms(false), |_, to| to == 2, "1"), replies);
+        assert_eq!(names(&two_arms(false), |_, to| to == 2, "2"), replies, "ours already: still wanted");
+    }
+
+    #[test]
+    fn one_arm_sends_no_redirects() {
+        let arm = [Ingress { name: "eth0", ifindex: 1, stack: true, clients: true, backends: true }];
+        let all =
+            ["eth0.forwarding=1", "eth0.accept_local=1", "all.send_redirects=0", "eth0.send_redirects=0"];
+        assert_eq!(names(&arm, |_, _| true, "0"), all);
+        let arm = [Ingress { stack: false, ..arm[0] }];
+        assert!(names(&arm, |from, to| from == to, "1").is_empty(), "XDP_TX");
+    }
+}

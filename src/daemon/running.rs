@@ -1,0 +1,163 @@
+//! The work of a running instance: follows the network, sweeps the table, prints figures, says what is wrong.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::deliveries::Deliveries;
+use super::interfaces::Interfaces;
+use super::ledger::Ledger;
+use super::network::Network;
+use super::vip::AssignedVips;
+use super::warnings::Warnings;
+use super::watch::Watch;
+use super::{Wake, say};
+use crate::config::Config;
+use crate::dataplane::{Census, PinDir, Plane};
+use crate::metrics::{Snapshot, render};
+use crate::net::Changes;
+
+/// How often everything is looked at although nothing was heard.
+const NETWORK_INTERVAL: Duration = Duration::from_secs(1);
+/// The least time between two looks, whatever is heard: on a busy segment neighbours change all the time.
+const NETWORK_PAUSE: Duration = Duration::from_millis(100);
+/// How often neighbours are asked for that packets met and the kernel did not know.
+const ASK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often connections over their timeout are marked; the table's clock would allow ten minutes.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Everything that a running instance holds.
+pub struct Running<'a> {
+    pub config: &'a Config,
+    pub pins: &'a PinDir,
+    pub ledger: &'a mut Ledger,
+    pub plane: Plane,
+    pub network: Network,
+    pub interfaces: Interfaces,
+    pub deliveries: Deliveries,
+    pub vips: AssignedVips,
+    pub warnings: Warnings,
+    pub watch: Watch,
+}
+
+/// When what is due.
+struct Due {
+    ask: Instant,
+    network: Instant,
+    sweep: Instant,
+    report: Option<Instant>,
+}
+
+impl Due {
+    fn first(&self) -> Instant {
+        self.report.into_iter().fold(self.ask.min(self.network).min(self.sweep), Instant::min)
+    }
+}
+
+impl Running<'_> {
+    /// Runs until it is told to stop. What fails meanwhile is said and tried again: what works goes on.
+    pub fn run(&mut self, wakes: &Receiver<Wake>) {
+        let start = Instant::now();
+        let mut due = Due {
+            ask: start,
+            network: start,
+            sweep: start + SWEEP_INTERVAL,
+            report: self.config.stats_interval.map(|interval| start + interval),
+        };
+        let mut report = Report::new(start);
+        let mut heard = Changes::default();
+        let mut looked = start;
+        loop {
+            match wakes.recv_timeout(due.first().saturating_duration_since(Instant::now())) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Wake::Network(changes)) => {
+                    heard |= changes;
+                    due.network = due.network.min(looked + NETWORK_PAUSE);
+                }
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = Instant::now();
+            if now >= due.ask {
+                let failed = self.network.ask_for_unresolved(&self.plane);
+                self.warnings.are("ask", failed);
+                due.ask = now + ASK_INTERVAL;
+            }
+            if now >= due.network {
+                let failed = self.follow(std::mem::take(&mut heard)).err();
+                let text = failed.map(|error| format!("could not follow the network: {error:#}"));
+                self.warnings.are("network", text);
+                looked = Instant::now();
+                due.network = looked + NETWORK_INTERVAL;
+            }
+            let reported = due.report.is_some_and(|due| now >= due);
+            if reported || now >= due.sweep {
+                let failed = self.sweep(reported.then_some(&mut report), now).err();
+                self.warnings.are("sweep", failed.map(|error| format!("{error:#}")));
+                due.sweep = now + SWEEP_INTERVAL;
+                if reported {
+                    due.report = self.config.stats_interval.map(|interval| now + interval);
+                }
+            }
+        }
+    }
+
+    /// One look at the network, and everything brought in step with it.
+    pub fn follow(&mut self, heard: Changes) -> Result<()> {
+        let view = self.network.look(&self.plane)?;
+        let troubles = self.interfaces.follow(&mut self.plane, self.pins, &view);
+        self.warnings.are("interfaces", troubles);
+        self.deliveries.follow(
+            &mut self.plane,
+            self.network.netlink(),
+            &view,
+            &self.interfaces,
+            self.ledger,
+            heard.links,
+        )?;
+        let troubles = self.network.follow(&mut self.plane, &view, heard.routes)?;
+        self.warnings.are("backends", troubles);
+        let silent = self.network.silent().into_iter().map(|next_hop| {
+            format!(
+                "next hop {next_hop} does not answer ARP: what goes there is left to the kernel until it does; check that \
+                 it is up and on that segment"
+            )
+        });
+        self.warnings.are("neighbours", silent);
+        if let Some(main) = self.interfaces.main() {
+            self.vips.follow(&main.link, self.ledger)?;
+        }
+        self.ledger.keep();
+        let troubles = self.watch.backends(&self.plane, &view, self.network.netlink())?;
+        self.warnings.are("replies", troubles);
+        Ok(())
+    }
+
+    fn sweep(&mut self, report: Option<&mut Report>, now: Instant) -> Result<()> {
+        let census = self.plane.sweep()?;
+        self.network.swept(&mut self.plane, &census.nexthops)?;
+        let troubles = self.watch.table(&self.plane, &census, self.config.max_connections, now)?;
+        self.warnings.are("table", troubles);
+        report.map_or(Ok(()), |report| report.print(&self.plane, &census, now))
+    }
+}
+
+/// The last figures printed, for the rates of the next.
+struct Report {
+    last: Option<Snapshot>,
+    at: Instant,
+}
+
+impl Report {
+    fn new(at: Instant) -> Report {
+        Report { last: None, at }
+    }
+
+    fn print(&mut self, plane: &Plane, census: &Census, now: Instant) -> Result<()> {
+        let snapshot = Snapshot::take(plane.tables(), census)?;
+        let earlier = self.last.as_ref().map(|last| (last, now - self.at));
+        say(&format!("\n{}", render(&snapshot, earlier)));
+        (self.last, self.at) = (Some(snapshot), now);
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! What goes wrong while it runs, named with its fix.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::network::View;
+use crate::dataplane::{BackendId, Census, Class, Plane, Reason};
+use crate::net::{Address, Netlink};
+
+/// So many new connections without one reply are no accident.
+const SILENT_CONNECTIONS: u64 = 3;
+/// And so long after the first of them: a reply takes its time, and a SYN that got none is sent again after a second.
+const SILENT_FOR: Duration = Duration::from_secs(3);
+/// Packets left to the kernel within [`SLOW_PATH_WINDOW`] that are worth a word.
+const SLOW_PATH_PACKETS: u64 = 20;
+const SLOW_PATH_WINDOW: Duration = Duration::from_secs(10);
+/// Of the connections promised.
+const FULL: f64 = 0.9;
+
+/// Remembers figures, to see what does not move.
+pub struct Watch {
+    backends: HashMap<u16, Silence>,
+    slow: HashMap<u32, u64>,
+    slow_since: Instant,
+    slow_now: Vec<String>,
+}
+
+/// A backend since its last reply.
+struct Silence {
+    replies: u64,
+    /// Connections it had then.
+    connections: u64,
+    /// When the first one after that was seen.
+    since: Option<Instant>,
+}
+
+impl Watch {
+    /// Begins to look.
+    pub fn new() -> Watch {
+        Watch {
+            backends: HashMap::new(),
+            slow: HashMap::new(),
+            slow_since: Instant::now(),
+            slow_now: Vec::new(),
+        }
+    }
+
+    /// Names the backends that get connections and whose replies never come back through this host.
+    pub fn backends(&mut self, plane: &Plane, view: &View, netlink: &mut Netlink) -> Result<Vec<String>> {
+        let mut troubles = Vec::new();
+        for backend in plane.backends() {
+            let counters = plane.tables().backend_counters(backend.index)?;
+            let (connections, replies) = (counters.connections, counters.to_client.packets);
+            let first = || Silence { replies, connections, since: None };
+            let silence = self.backends.entry(backend.index).or_insert_with(first);
+            if silence.unanswered(connections, replies, Instant::now()) {
+                troubles.push(no_replies(*backend, view, &netlink.addresses()?));
+            }
+        }
+        Ok(troubles)
+    }
+
+    /// Names a table that is nearly full, and packets that only the kernel could deliver. Call it after a sweep.
+    pub fn table(
+        &mut self,
+        plane: &Plane,
+        census: &Census,
+        promised: u32,
+        now: Instant,
+    ) -> Result<Vec<String>> {
+        let mut troubles = Vec::new();
+        let live = census.confirmed + census.unconfirmed;
+        if live as f64 > FULL * f64::from(promised) {
+            troubles.push(format!(
+                "the connection table is more than {:.0} % full, of the {promised} connections that it has room for: \
+                 start with a larger --max-connections before new ones are refused",
+                FULL * 100.0
+            ));
+        }
+        if now - self.slow_since >= SLOW_PATH_WINDOW {
+            self.slow_now = self.slow_path(plane)?;
+            self.slow_since = now;
+        }
+        troubles.extend(self.slow_now.iter().cloned());
+        Ok(troubles)
+    }
+
+    fn slow_path(&mut self, plane: &Plane) -> Result<Vec<String>> {
+        let mut troubles = Vec::new();
+        for reason in Reason::ALL.iter().filter(|reason| reason.class == Class::Stack) {
+            let fix = match reason.name {
+                "neighbour_unknown" => {
+                    "see which next hop does not answer ARP (ip neigh show nud failed nud incomplete)"
+                }
+                "route_by_kernel" => {
+                    "see whether the clients have a route (ip route get CLIENT) and net.ipv4.conf.lo.forwarding is 1"
+                }
+                // By the choice of the delivery, which has been said.
+                _ => continue,
+            };
+            let packets = plane.tables().reason_counter(reason.code())?.packets;
+            let before = self.slow.insert(reason.code(), packets).unwrap_or(0);
+            if packets.saturating_sub(before) >= SLOW_PATH_PACKETS {
+                troubles.push(format!(
+                    "packets go the slow way by the kernel, which may drop them ({}): {}; {fix}",
+                    reason.name, reason.help
+                ));
+            }
+        }
+        Ok(troubles)
+    }
+}
+
+impl Silence {
+    fn unanswered(&mut self, connections: u64, replies: u64, now: Instant) -> bool {
+        if replies != self.replies {
+            *self = Silence { replies, connections, since: None };
+            return false;
+        }
+        if connections == self.connections {
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        connections - self.connections >= SILENT_CONNECTIONS && now - since >= SILENT_FOR
+    }
+}
+
+/// The fix names this host's address on the backend's side: where the backend must send what is for its clients.
+fn no_replies(backend: BackendId, view: &View, addresses: &[Address]) -> String {
+    let own = view.facing(backend).and_then(|link| {
+        let on_link: Vec<&Address> =
+            addresses.iter().filter(|address| address.ifindex == link.index).collect();
+        on_link
+            .iter()
+            .find(|address| same_subnet(address, *backend.address.ip()))
+            .or_else(|| on_link.first())
+            .map(|address| address.address)
+    });
+    let via = own.map_or("an address of this host".to_owned(), |own| own.to_string());
+    format!(
+        "backend {} gets connections, but its replies never come back through this host: it is down, or its way to the \
+         clients leads elsewhere (on it: ip route replace default via {via}), or the clients are in its own subnet, where \
+         replies go past this host",
+        backend.address
+    )
+}
+
+fn same_subnet(address: &Address, other: Ipv4Addr) -> bool {
+    let mask = u32::MAX.checked_shl(32 - u32::from(address.prefix_len)).unwrap_or(0);
+    u32::from(address.address) & mask == u32::from(other) & mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_silent_only_after_a_while() {
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let mut silence = Silence { replies: 10, connections: 5, since: None };
+        assert!(!silence.unanswered(5, 10, later(100)), "nobody asked it");
+        assert!(!silence.unanswered(6, 10, later(100)));
+        assert!(!silence.unanswered(6, 10, later(110)), "one may be lost");
+        assert!(silence.unanswered(8, 10, later(111)));
+        assert!(!silence.unanswered(9, 11, later(112)), "it has answered");
+        assert!(!silence.unanswered(20, 11, later(113)), "these are new");
+        assert!(silence.unanswered(20, 11, later(117)));
+    }
+
+    #[test]
+    fn subnets() {
+        let address = |prefix_len| Address { ifindex: 1, address: Ipv4Addr::new(10, 0, 0, 1), prefix_len };
+        assert!(same_subnet(&address(24), Ipv4Addr::new(10, 0, 0, 77)));
+        assert!(!same_subnet(&address(24), Ipv4Addr::new(10, 0, 1, 77)));
+        assert!(same_subnet(&address(0), Ipv4Addr::new(192, 0, 2, 1)));
+        assert!(!same_subnet(&address(32), Ipv4Addr::new(10, 0, 0, 2)));
+    }
+}
