@@ -16,14 +16,14 @@ struct lb_hop {
 	__u32 ifindex;
 	__u32 mtu;
 	__u8 macs[12];
-	__u32 index;	/* of the next hop; 0: none yet */
-	__u32 no_tx;	/* back out of the ingress interface by a redirect, not by XDP_TX */
+	__u16 index;	/* of the next hop; 0: none yet */
+	__u16 no_tx;	/* back out of the ingress interface by a redirect, not by XDP_TX */
 };
 
 /* Whether XDP can send by the interface, flags (enum lb_nexthop_flags) given: LB_CONTINUE, else why not. */
 static __always_inline int lb_hop_sends(const struct xdp_md *ctx, struct lb_hop *hop, __u32 flags, int stack_reason)
 {
-	hop->no_tx = flags & LB_NEXTHOP_NO_TX;
+	hop->no_tx = !!(flags & LB_NEXTHOP_NO_TX);
 	if (!hop->no_tx && hop->ifindex == ctx->ingress_ifindex)
 		return LB_CONTINUE;
 	return flags & LB_NEXTHOP_NO_REDIRECT ? stack_reason : LB_CONTINUE;

@@ -38,9 +38,9 @@ struct lb_packet {
 	__u8 first_fragment;
 	__u8 new_connection;
 	__u8 to_client;		/* direction, once known */
+	__u8 no_tx;		/* sent by a redirect, even back out of the ingress interface */
 	__u16 backend;		/* once known: whose counters to bump */
 	__u32 out_ifindex;	/* once sent */
-	__u32 no_tx;		/* by a redirect, even back out of the ingress interface */
 };
 
 static __always_inline int lb_parse_tcp(struct lb_packet *pkt, void *end)
