@@ -71,9 +71,14 @@ struct FarEnd {
 }
 
 impl FarEnd {
+    /// The namespace is looked for, among all processes if need be, only where something is to be done or seen inside.
     fn find(netlink: &mut Netlink, peer: Peer) -> Result<FarEnd> {
-        let namespace = peer.netns.map(|netns| netlink.namespace(netns)).transpose()?.flatten();
-        Ok(FarEnd { link: netlink.link_of_peer(peer)?, namespace, elsewhere: peer.netns.is_some() })
+        let mut far =
+            FarEnd { link: netlink.link_of_peer(peer)?, namespace: None, elsewhere: peer.netns.is_some() };
+        if far.native_program() != Some(true) {
+            far.namespace = peer.netns.map(|netns| netlink.namespace(netns)).transpose()?.flatten();
+        }
+        Ok(far)
     }
 
     /// `None`: not to be known.
