@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::dataplane::{XdpFeatures, driver_of, driver_xdp, gro_of, xdp_features};
-use crate::net::{Link, Namespace, Netlink, Peer, XdpAttached};
+use crate::net::{Link, Namespace, Netlink, Peer, XdpAttached, XdpOnLink};
 
 /// What becomes of frames that native XDP sends out of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,30 @@ pub struct EgressFacts {
     pub why: String,
     /// What would make more arrive, as something to do.
     pub faster: Option<String>,
+}
+
+/// What the facts about an interface depend on, as far as it is quickly looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signs {
+    features: Option<XdpFeatures>,
+    program: Option<XdpOnLink>,
+    far: Option<Link>,
+}
+
+impl Signs {
+    /// Looks at an interface.
+    ///
+    /// # Errors
+    /// When the kernel does not answer, or its answer cannot be read.
+    pub fn of(netlink: &mut Netlink, link: &Link) -> Result<Signs> {
+        let far = link.peer.map(|peer| netlink.link_of_peer(peer)).transpose()?.flatten();
+        Ok(Signs { features: xdp_features(link.index)?, program: link.xdp, far })
+    }
+
+    /// Whether the same signs mean the same facts. Before Linux 6.3 GRO on a veth's far end is no sign.
+    pub fn tell_all(&self) -> bool {
+        self.features.is_some() || self.far.is_none()
+    }
 }
 
 /// Finds out what becomes of frames sent out of an interface. `gets_program`: it has no program yet, but is about to get one
@@ -149,7 +173,6 @@ fn veth(netlink: &mut Netlink, peer: Peer, features: Option<XdpFeatures>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::XdpOnLink;
 
     fn link(xdp: Option<XdpAttached>) -> Link {
         Link {

@@ -9,13 +9,15 @@ use super::ledger::Ledger;
 use super::network::View;
 use crate::config::Deliver;
 use crate::dataplane::{Egress, Mode, Plane};
-use crate::egress::{EgressFacts, egress};
+use crate::egress::{EgressFacts, Signs, egress};
 use crate::net::{Netlink, read_sysctl};
 
 /// What was decided for each interface that frames may leave by.
 pub struct Deliveries {
     deliver: Deliver,
     decided: BTreeMap<u32, Decision>,
+    /// What it was decided by.
+    signs: BTreeMap<u32, Signs>,
     /// The sysctls that are ours now.
     sysctls: BTreeSet<String>,
     /// Said once: sysctls that could not be set.
@@ -52,7 +54,13 @@ struct Ingress<'a> {
 impl Deliveries {
     /// Nothing is decided yet: everything is left to the kernel.
     pub fn new(deliver: Deliver) -> Deliveries {
-        Deliveries { deliver, decided: BTreeMap::new(), sysctls: BTreeSet::new(), refused: BTreeSet::new() }
+        Deliveries {
+            deliver,
+            decided: BTreeMap::new(),
+            signs: BTreeMap::new(),
+            sysctls: BTreeSet::new(),
+            refused: BTreeSet::new(),
+        }
     }
 
     /// Decides for the interfaces that have the program, and with `all` for every other that a client may be reached by;
@@ -72,6 +80,11 @@ impl Deliveries {
             if !all && !attached.contains(&link.index) && self.decided.contains_key(&link.index) {
                 continue;
             }
+            let signs = Signs::of(netlink, link)?;
+            if signs.tell_all() && self.signs.get(&link.index) == Some(&signs) {
+                continue;
+            }
+            self.signs.insert(link.index, signs);
             let now = self.decide(egress(netlink, link, false)?);
             let before = self.decided.insert(link.index, now.clone());
             if before.as_ref() != Some(&now) {
@@ -89,6 +102,7 @@ impl Deliveries {
         let gone: Vec<u32> = hops.egresses().filter(|index| !view.links.contains_key(index)).collect();
         for index in gone {
             self.decided.remove(&index);
+            self.signs.remove(&index);
             hops.set_egress(tables, index, None)?;
         }
         Ok(())

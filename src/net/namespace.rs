@@ -89,18 +89,19 @@ fn parse(payload: &[u8]) -> Result<Option<i32>> {
 }
 
 /// Files that may be of namespaces, those with the best names first.
-fn candidates() -> Vec<PathBuf> {
-    let entries = |dir: &str| {
+/// Those with a name first; processes are listed only if it comes to that.
+fn candidates() -> impl Iterator<Item = PathBuf> {
+    fn entries(dir: &str) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> =
             fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         paths.sort();
         paths
-    };
-    let is_process = |path: &PathBuf| {
+    }
+    fn is_process(path: &PathBuf) -> bool {
         path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
-    };
-    let named = NAMED.into_iter().flat_map(entries);
-    named.chain(entries("/proc").into_iter().filter(is_process).map(|path| path.join("ns/net"))).collect()
+    }
+    let processes = std::iter::once_with(|| entries("/proc")).flatten().filter(is_process);
+    NAMED.into_iter().flat_map(entries).chain(processes.map(|path| path.join("ns/net")))
 }
 
 #[cfg(test)]
