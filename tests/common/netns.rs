@@ -266,6 +266,7 @@ pub fn find(tool: &str) -> Result<PathBuf> {
         "dig" => "bind9-dnsutils",
         "dnsmasq" => "dnsmasq-base",
         "ip" | "ss" => "iproute2",
+        "nft" => "nftables",
         "nsenter" | "setpriv" => "util-linux",
         other => other,
     };
