@@ -88,21 +88,21 @@ fn by_driver(link: &Link, driver: &str, features: Option<XdpFeatures>, native: b
 }
 
 /// What is known of a veth's far end.
-struct FarEnd {
+#[derive(Debug)]
+pub struct FarEnd {
     link: Option<Link>,
     namespace: Option<Namespace>,
     elsewhere: bool,
 }
 
 impl FarEnd {
-    /// The namespace is looked for, among all processes if need be, only where something is to be done or seen inside.
-    fn find(netlink: &mut Netlink, peer: Peer) -> Result<FarEnd> {
-        let mut far =
-            FarEnd { link: netlink.link_of_peer(peer)?, namespace: None, elsewhere: peer.netns.is_some() };
-        if far.native_program() != Some(true) {
-            far.namespace = peer.netns.map(|netns| netlink.namespace(netns)).transpose()?.flatten();
-        }
-        Ok(far)
+    /// Looks for it, and for its namespace, among all processes if need be.
+    ///
+    /// # Errors
+    /// When the kernel does not answer, or its answer cannot be read.
+    pub fn find(netlink: &mut Netlink, peer: Peer) -> Result<FarEnd> {
+        let namespace = peer.netns.map(|netns| netlink.namespace(netns)).transpose()?.flatten();
+        Ok(FarEnd { link: netlink.link_of_peer(peer)?, namespace, elsewhere: peer.netns.is_some() })
     }
 
     /// `None`: not to be known.
@@ -127,13 +127,18 @@ impl FarEnd {
         }
     }
 
-    /// A command to run on its far end, wherever that is.
-    fn command(&self, words: &str) -> String {
-        let interface = self.link.as_ref().map_or("IFACE", |link| &link.name);
+    /// The interface there; `None` without the right to look.
+    pub fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
+    /// A command about the interface of this name, to be run from here wherever that is.
+    pub fn command(&self, about: impl FnOnce(&str) -> String) -> String {
+        let command = about(self.link.as_ref().map_or("IFACE", |link| &link.name));
         match &self.namespace {
-            Some(namespace) => format!("nsenter --net={} {words} {interface}", namespace.path().display()),
-            None if self.elsewhere => format!("{words} {interface}, in the namespace of the far end"),
-            None => format!("{words} {interface}"),
+            Some(namespace) => format!("nsenter --net={} {command}", namespace.path().display()),
+            None if self.elsewhere => format!("{command} (in the namespace of the far end)"),
+            None => command,
         }
     }
 }
@@ -166,7 +171,7 @@ fn veth(netlink: &mut Netlink, peer: Peer, features: Option<XdpFeatures>) -> Res
     if far.link.as_ref().is_some_and(|far| !far.up) {
         why += ", and is down";
     }
-    let faster = (!tx || !redirect).then(|| far.command("xdp-lb veth-peer"));
+    let faster = (!tx || !redirect).then(|| far.command(|interface| format!("xdp-lb veth-peer {interface}")));
     Ok(EgressFacts { redirect, tx, why, faster })
 }
 

@@ -17,4 +17,5 @@ pub mod metrics;
 pub mod model;
 pub mod net;
 pub mod note;
+pub mod preflight;
 pub mod ring;

@@ -14,6 +14,11 @@ fn main() -> ExitCode {
         Err(usage) => return usage.report(),
     };
     let result = match command {
+        Command::Check(config) => match cli::check(&config) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Command::Run(config) => daemon::run(&config),
         Command::Status { pin_dir, json } => cli::status(&pin_dir, json),
         Command::Verify => cli::verify(),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may use whom, inside the crate. What is not here may use everything.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     // Its macro belongs to all: `crate::note!` is not a use of the room.
     ("note", &[]),
     ("model", &[]),
@@ -14,8 +14,9 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("dataplane", &["model", "ring"]),
     ("metrics", &["model", "dataplane"]),
     ("egress", &["net", "dataplane"]),
-    ("daemon", &["model", "config", "net", "dataplane", "metrics", "egress"]),
-    ("cli", &["model", "config", "net", "dataplane", "metrics", "daemon"]),
+    ("preflight", &["model", "config", "net", "dataplane", "egress"]),
+    ("daemon", &["model", "config", "net", "dataplane", "metrics", "egress", "preflight"]),
+    ("cli", &["model", "config", "net", "dataplane", "metrics", "preflight", "daemon"]),
     ("main", &["cli", "daemon"]),
 ];
 

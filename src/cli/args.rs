@@ -19,6 +19,8 @@ Examples:
   DNS over UDP and TCP, a client always on the same server, the address added to eth0:
     sudo xdp-lb eth0 --vip 192.168.1.53:53/any --assign-vip --scheduler ip-hash \\
         --backend 10.0.0.10:53 --backend 10.0.0.11:53
+  Would it work here?
+    xdp-lb eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080 --check-only
   What it is doing:
     sudo xdp-lb status
 
@@ -26,7 +28,7 @@ Durations are seconds, or like 500ms, 90s, 5m, 1h 30m.
 
 Exit codes:
   0  it ended as it should (SIGINT and SIGTERM included), or printed what was asked for
-  1  it failed while running: the message says what was being done to what
+  1  it failed: the message says what was being done to what; or --check-only found an error
   2  the arguments are wrong: the first line names the part that is wrong and shows a right one";
 
 /// A TCP and UDP load balancer in the kernel's XDP hook.
@@ -69,7 +71,7 @@ pub(super) struct Run {
     /// auto (native, else skb with a warning), native or skb [default: auto]
     #[arg(long, value_name = "MODE")]
     pub(super) xdp_mode: Option<OsString>,
-    /// auto (XDP where that arrives, else the kernel), direct (XDP), stack (kernel) [default: auto]
+    /// auto (XDP where it arrives, else the kernel), direct (XDP), stack (kernel) [default: auto]
     #[arg(long, value_name = "WAY")]
     pub(super) deliver: Option<OsString>,
     /// Where program, links and maps are pinned [default: /sys/fs/bpf/xdp_lb]
@@ -81,6 +83,9 @@ pub(super) struct Run {
     /// Add the virtual address to the interface while running, and announce it
     #[arg(long)]
     pub(super) assign_vip: bool,
+    /// Only print what would keep it from working here, and the fixes
+    #[arg(long)]
+    pub(super) check_only: bool,
     /// How many connections the table has room for [default: 1000000]
     #[arg(long, value_name = "N")]
     pub(super) max_connections: Option<OsString>,

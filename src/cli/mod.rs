@@ -5,6 +5,7 @@
 //! arguments are found before anything else happens, without root too.
 
 mod args;
+mod check;
 mod parse;
 mod resolve;
 mod status;
@@ -19,6 +20,7 @@ use clap::Parser as _;
 
 use crate::config::Config;
 
+pub use check::check;
 pub use status::status;
 pub use usage::Usage;
 pub use verify::verify;
@@ -35,6 +37,8 @@ pub const MAX_BACKENDS: usize = 64;
 pub enum Command {
     /// Attach to the interface and balance until told to stop.
     Run(Box<Config>),
+    /// Look for what would keep this from working, and change nothing.
+    Check(Box<Config>),
     /// Show what an instance is doing.
     Status {
         /// Where that instance has its pins.

@@ -17,6 +17,7 @@ const DEFAULT_STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Gives the arguments their meaning.
 pub(super) fn resolve(args: &Args) -> Result<Command, Usage> {
     match &args.verb {
+        None if args.run.check_only => Ok(Command::Check(Box::new(run(&args.run)?))),
         None => Ok(Command::Run(Box::new(run(&args.run)?))),
         Some(Verb::Status { pin_dir: dir, json }) => {
             Ok(Command::Status { pin_dir: pin_dir(dir.as_deref())?, json: *json })

@@ -44,6 +44,15 @@ fn the_shortest_run_has_the_defaults() {
 }
 
 #[test]
+fn checking_takes_what_running_takes() {
+    let line = "eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080";
+    match parse(words(&format!("{line} --check-only"))) {
+        Ok(Command::Check(checked)) => assert_eq!(*checked, config(line)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn every_option_reaches_the_model() {
     let config = config(
         "--interface status --vip 10.1.1.1:53/any --backend 10.0.0.10:53:3 --backend 10.0.0.11:53 \

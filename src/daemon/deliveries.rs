@@ -10,7 +10,8 @@ use super::network::View;
 use crate::config::Deliver;
 use crate::dataplane::{Egress, Mode, Plane};
 use crate::egress::{EgressFacts, Signs, egress};
-use crate::net::{Netlink, read_sysctl};
+use crate::net::Netlink;
+use crate::preflight::{StackInterface, sysctl_needs};
 
 /// What was decided for each interface that frames may leave by.
 pub struct Deliveries {
@@ -31,14 +32,6 @@ struct Decision {
     why: String,
     /// What would make it faster.
     faster: Option<String>,
-}
-
-/// A sysctl that the kernel needs for what is left to it.
-#[derive(Debug, PartialEq, Eq)]
-struct Need {
-    name: String,
-    value: &'static str,
-    why: &'static str,
 }
 
 /// What matters of an attached interface to the sysctls.
@@ -155,8 +148,8 @@ impl Deliveries {
         let sends = |from: u32, to: u32| {
             self.decided.get(&to).is_some_and(|now| now.egress.redirect || (from == to && now.egress.tx))
         };
-        let needs = needs(&arriving, sends, |name| read_sysctl(name).unwrap_or_default());
-        for need in &needs {
+        let needs = sysctl_needs(&handing_over(&arriving, sends));
+        for need in needs.iter().filter(|need| !need.is_met_otherwise()) {
             match ledger.set_sysctl(&need.name, need.value, need.why) {
                 Ok(()) => {
                     self.sysctls.insert(need.name.clone());
@@ -206,50 +199,18 @@ fn is_stack(deliver: Deliver, interface: &AttachedInterface) -> bool {
     deliver == Deliver::Stack || (interface.mode() == Mode::Skb && deliver == Deliver::Auto)
 }
 
-/// What the kernel needs to deliver what is left to it. `sends(from, to)`: XDP sends what arrives on one interface by the
-/// other. The interface's own switches, not `ip_forward`, whose writing sets those of all interfaces.
-fn needs(
-    arriving: &[Ingress<'_>],
-    sends: impl Fn(u32, u32) -> bool,
-    now: impl Fn(&str) -> String,
-) -> Vec<Need> {
-    const FORWARD: &str = "the kernel delivers what arrives there";
-    const LOCAL: &str = "replies that it delivers have the VIP, an address of this host, as source";
-    const FILTER: &str =
-        "replies that it delivers have the VIP as source, whose route is not by this interface";
-    const REDIRECTS: &str = "with one interface it would tell clients to go past the load balancer";
-    let mut needs = Vec::new();
-    let mut need = |name: String, value, why| {
-        let need = Need { name, value, why };
-        if !needs.contains(&need) {
-            needs.push(need);
-        }
-    };
-    let of = |interface: &str, name: &str| format!("net.ipv4.conf.{interface}.{name}");
+/// Which interfaces leave what to the kernel. `sends(from, to)`: XDP sends what arrives on one interface by the other.
+fn handing_over(arriving: &[Ingress<'_>], sends: impl Fn(u32, u32) -> bool) -> Vec<StackInterface> {
     let left = |from: &Ingress<'_>, is: fn(&Ingress<'_>) -> bool| {
         from.stack || arriving.iter().any(|to| is(to) && !sends(from.ifindex, to.ifindex))
     };
-    for from in arriving {
-        let to_backends = from.clients && left(from, |to| to.backends);
-        let to_clients = from.backends && left(from, |to| to.clients);
-        if to_backends || to_clients {
-            need(of(from.name, "forwarding"), "1", FORWARD);
-        }
-        if to_clients {
-            need(of(from.name, "accept_local"), "1", LOCAL);
-            // The kernel takes the larger of the two, and 2 is the milder check.
-            let filter = |interface| now(&of(interface, "rp_filter"));
-            if filter("all") == "1" || filter(from.name) != "0" {
-                need(of(from.name, "rp_filter"), "2", FILTER);
-            }
-        }
-        if (to_backends || to_clients) && from.clients && from.backends {
-            // The kernel sends them if either is set.
-            need(of("all", "send_redirects"), "0", REDIRECTS);
-            need(of(from.name, "send_redirects"), "0", REDIRECTS);
-        }
-    }
-    needs
+    let of = |from: &Ingress<'_>| StackInterface {
+        name: from.name.to_owned(),
+        to_backends: from.clients && left(from, |to| to.backends),
+        to_clients: from.backends && left(from, |to| to.clients),
+        one_arm: from.clients && from.backends,
+    };
+    arriving.iter().map(of).collect()
 }
 
 #[cfg(test)]
@@ -263,36 +224,24 @@ mod tests {
         ]
     }
 
-    fn names(arriving: &[Ingress<'_>], sends: impl Fn(u32, u32) -> bool, filter: &str) -> Vec<String> {
-        needs(arriving, sends, |_| filter.to_owned())
-            .iter()
-            .map(|need| format!("{}={}", need.name.trim_start_matches("net.ipv4.conf."), need.value))
-            .collect()
+    /// By interface, whether it leaves clients' packets and replies to the kernel.
+    fn left(arriving: &[Ingress<'_>], sends: impl Fn(u32, u32) -> bool) -> Vec<(bool, bool)> {
+        let of = |interface: &StackInterface| (interface.to_backends, interface.to_clients);
+        handing_over(arriving, sends).iter().map(of).collect()
     }
 
     #[test]
-    fn direct_delivery_needs_nothing() {
-        assert!(names(&two_arms(false), |_, _| true, "1").is_empty());
+    fn each_direction_by_itself() {
+        assert_eq!(left(&two_arms(false), |_, _| true), [(false, false), (false, false)]);
+        assert_eq!(left(&two_arms(true), |_, _| true), [(true, false), (false, true)]);
+        assert_eq!(left(&two_arms(false), |_, to| to == 1), [(true, false), (false, false)]);
+        assert_eq!(left(&two_arms(false), |_, to| to == 2), [(false, false), (false, true)]);
     }
 
     #[test]
-    fn each_direction_needs_its_own() {
-        let all = ["eth0.forwarding=1", "eth1.forwarding=1", "eth1.accept_local=1"];
-        assert_eq!(names(&two_arms(true), |_, _| true, "0"), all);
-        assert_eq!(names(&two_arms(false), |_, _| false, "0"), all);
-        assert_eq!(names(&two_arms(false), |_, to| to == 1, "0"), ["eth0.forwarding=1"]);
-        let replies = ["eth1.forwarding=1", "eth1.accept_local=1", "eth1.rp_filter=2"];
-        assert_eq!(names(&two_arms(false), |_, to| to == 2, "1"), replies);
-        assert_eq!(names(&two_arms(false), |_, to| to == 2, "2"), replies, "ours already: still wanted");
-    }
-
-    #[test]
-    fn one_arm_sends_no_redirects() {
-        let arm = [Ingress { name: "eth0", ifindex: 1, stack: true, clients: true, backends: true }];
-        let all =
-            ["eth0.forwarding=1", "eth0.accept_local=1", "all.send_redirects=0", "eth0.send_redirects=0"];
-        assert_eq!(names(&arm, |_, _| true, "0"), all);
-        let arm = [Ingress { stack: false, ..arm[0] }];
-        assert!(names(&arm, |from, to| from == to, "1").is_empty(), "XDP_TX");
+    fn one_arm_by_xdp_tx() {
+        let arm = [Ingress { name: "eth0", ifindex: 1, stack: false, clients: true, backends: true }];
+        assert_eq!(left(&arm, |from, to| from == to), [(false, false)]);
+        assert_eq!(left(&arm, |_, _| false), [(true, true)]);
     }
 }

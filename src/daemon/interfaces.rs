@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::network::View;
 use crate::config::{Config, Deliver, XdpMode};
@@ -176,45 +176,26 @@ fn face(all: &mut Vec<Wanted>, link: &Link, backend: String) {
     }
 }
 
-/// The interfaces that a start needs, the named one first. Errors say which cannot be used, or which backend cannot be
-/// reached.
+/// The interfaces that a start needs, the named one first. What they must be like, [`crate::preflight`] has checked.
 pub fn needed(netlink: &mut Netlink, config: &Config) -> Result<Vec<Wanted>> {
     let links: BTreeMap<u32, Link> = netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
-    let main =
-        netlink.link(&config.interface)?.with_context(|| no_such_interface(&config.interface, &links))?;
+    let main = netlink
+        .link(&config.interface)?
+        .with_context(|| format!("there is no interface {} any more", config.interface))?;
     let mut all = vec![Wanted { link: main, backends: Vec::new() }];
     for backend in config.services.iter().flat_map(|service| &service.backends) {
-        let address = *backend.address.ip();
-        let route = netlink.route_to(address)?.with_context(|| {
-            format!("no route to backend {}: add one (ip route add {address} via GATEWAY)", backend.address)
-        })?;
-        match route.kind {
-            RouteKind::Unicast => {}
-            RouteKind::Local => {
-                bail!(
-                    "backend {} is an address of this host: a backend must be another machine",
-                    backend.address
-                )
-            }
-            RouteKind::Other => {
-                bail!(
-                    "the route to backend {} is not one to a machine (ip route get {address})",
-                    backend.address
-                )
-            }
-        }
-        let link = links.get(&route.ifindex).with_context(|| {
-            format!("the route to backend {address} names interface {}, which is gone", route.ifindex)
-        })?;
+        let route = netlink.route_to(*backend.address.ip())?.filter(|route| route.kind == RouteKind::Unicast);
+        let link = route.and_then(|route| links.get(&route.ifindex));
+        let link =
+            link.with_context(|| format!("there is no route to backend {} any more", backend.address))?;
         face(&mut all, link, backend.address.to_string());
     }
-    all.iter().try_for_each(|wanted| check(&wanted.link))?;
     Ok(all)
 }
 
+/// Of one that appears later.
 fn check(link: &Link) -> Result<()> {
     let name = &link.name;
-    ensure!(!link.loopback, "{name} is the loopback interface: name the one that faces the clients");
     ensure!(link.ethernet, "{name} is not an Ethernet interface, so it carries no frames to balance");
     ensure!(link.up, "interface {name} is down: set it up (ip link set {name} up)");
     Ok(())
@@ -235,10 +216,4 @@ fn hint(error: &io::Error) -> &'static str {
         }
         _ => "",
     }
-}
-
-fn no_such_interface(name: &str, links: &BTreeMap<u32, Link>) -> String {
-    let names: Vec<&str> =
-        links.values().filter(|link| !link.loopback).map(|link| link.name.as_str()).collect();
-    format!("there is no interface {name}; there are: {}", names.join(", "))
 }

@@ -13,11 +13,12 @@ use std::io::Write as _;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::config::Config;
 use crate::dataplane::{Mode, PinDir, Plane};
 use crate::net::{Changes, Events, Netlink};
+use crate::preflight::{self, Level};
 use deliveries::Deliveries;
 use interfaces::{Interfaces, Wanted};
 use ledger::Ledger;
@@ -35,6 +36,7 @@ const LOOKUP_SYSCTL: &str = "net.ipv4.conf.lo.forwarding";
 pub fn run(config: &Config) -> Result<()> {
     let wakes = Wakes::by_signals()?;
     let mut netlink = Netlink::open()?;
+    check(&mut netlink, config)?;
     let needed = interfaces::needed(&mut netlink, config)?;
     let pins = PinDir::acquire(&config.pin_dir)?;
     let mut ledger = Ledger::open(pins.path())?;
@@ -57,6 +59,17 @@ pub fn run(config: &Config) -> Result<()> {
     served?;
     cleaned.context("could not clean up")?;
     say("detached; the pins are removed\n");
+    Ok(())
+}
+
+/// Looks for what would keep it from working, and says what is found. Nothing has been changed so far.
+fn check(netlink: &mut Netlink, config: &Config) -> Result<()> {
+    let findings = preflight::check(netlink, config)?;
+    for finding in findings.iter().filter(|finding| finding.level > Level::Ok) {
+        crate::note!("{}: {finding}", finding.level.name());
+    }
+    let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
+    ensure!(errors == 0, "not started: {errors} {}", if errors == 1 { "error" } else { "errors" });
     Ok(())
 }
 
@@ -100,7 +113,6 @@ fn serve(
     running.follow(Changes { links: true, ..Changes::default() })?;
     running.ledger.restore_inherited();
     say(&banner(&running));
-    running.vips.warn_of_unassigned(config);
     running.run(&wakes.receiver);
     Ok(())
 }

@@ -87,19 +87,6 @@ impl AssignedVips {
         }
         Ok(())
     }
-
-    /// Says which VIPs are on no interface: nobody answers ARP for them.
-    pub fn warn_of_unassigned(&mut self, config: &Config) {
-        let Ok(addresses) = self.netlink.addresses() else { return };
-        for vip in vips_of(config) {
-            if !addresses.iter().any(|address| address.address == vip) {
-                crate::note!(
-                    "warning: the VIP {vip} is on no interface: nothing answers ARP for it. Add it (--assign-vip), \
-                     unless your routers send it here by a route"
-                );
-            }
-        }
-    }
 }
 
 /// Takes addresses that the ledger has from their interfaces, and out of it.

@@ -164,7 +164,7 @@ fn xdp_attach(ifindex: u32, program: i32, flags: u32) -> Result<(), io::Error> {
 }
 
 /// The name of a loaded program, as the kernel has it.
-pub(super) fn program_name(id: u32) -> Option<String> {
+pub fn program_name(id: u32) -> Option<String> {
     libbpf_rs::query::ProgInfoIter::default()
         .find(|program| program.id == id)
         .map(|program| program.name.to_string_lossy().into_owned())

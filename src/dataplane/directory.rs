@@ -8,8 +8,13 @@ use libbpf_rs::MapHandle;
 use super::hash::{candidates, hash_endpoint};
 use super::mapped::Rows;
 use super::tables::{as_bytes, from_bytes};
-use super::types::{lb_addr, lb_origin, lb_pair, lb_serves, lb_service_bucket, lb_service_entry};
+use super::types::{
+    lb_addr, lb_constants, lb_origin, lb_pair, lb_serves, lb_service_bucket, lb_service_entry,
+};
 use crate::model::Protocol;
+
+/// How many services of a protocol may have the same backend.
+pub const SERVICES_PER_BACKEND: usize = lb_constants::LB_PAIRS_PER_ORIGIN.0 as usize;
 
 /// Moves before a placement is given up; with half of the lines free a few are enough.
 const MOVES: usize = 500;

@@ -20,7 +20,7 @@ pub(super) const LINK_PREFIX: &str = "link_";
 /// The prefix of the pins that are programs; the rest of the name is the profile.
 pub(super) const PROGRAM_PREFIX: &str = "program_";
 
-const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+pub(super) const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 const ONLY_OWNER: u32 = 0o700;
 
 /// The directory in a bpffs that holds everything one instance pins, locked against a second instance. What was pinned goes
@@ -136,7 +136,7 @@ impl PinDir {
 }
 
 /// Whether this program pins under such a name.
-fn is_ours(name: &str) -> bool {
+pub(super) fn is_ours(name: &str) -> bool {
     let link =
         name.strip_prefix(LINK_PREFIX).is_some_and(|index| index.bytes().all(|byte| byte.is_ascii_digit()));
     let program = name

@@ -29,4 +29,4 @@ pub use namespace::Namespace;
 pub use neighbour::Neighbour;
 pub use route::{Route, RouteKind};
 pub use socket::Netlink;
-pub use sysctl::{read_sysctl, write_sysctl};
+pub use sysctl::{read_sysctl, sysctl_path, write_sysctl};

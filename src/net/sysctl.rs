@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 /// Where there is no such sysctl, as for an interface that is gone.
 pub fn read_sysctl(name: &str) -> Result<String> {
     let value =
-        fs::read_to_string(path_of(name)).with_context(|| format!("could not read the sysctl {name}"))?;
+        fs::read_to_string(sysctl_path(name)).with_context(|| format!("could not read the sysctl {name}"))?;
     Ok(value.trim().to_owned())
 }
 
@@ -21,11 +21,11 @@ pub fn read_sysctl(name: &str) -> Result<String> {
 /// # Errors
 /// Where there is no such sysctl or it cannot be written, as in a container with a read-only /proc/sys.
 pub fn write_sysctl(name: &str, value: &str) -> Result<()> {
-    fs::write(path_of(name), value).with_context(|| format!("could not set the sysctl {name} to {value}"))
+    fs::write(sysctl_path(name), value).with_context(|| format!("could not set the sysctl {name} to {value}"))
 }
 
-/// As sysctl(8): dots and slashes change places.
-fn path_of(name: &str) -> PathBuf {
+/// Where a sysctl is. As sysctl(8): dots and slashes change places.
+pub fn sysctl_path(name: &str) -> PathBuf {
     let swap = |c| match c {
         '.' => '/',
         '/' => '.',
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_dot_in_an_interfaces_name_is_written_as_a_slash() {
-        let path = path_of("net.ipv4.conf.eth0/100.rp_filter");
+        let path = sysctl_path("net.ipv4.conf.eth0/100.rp_filter");
         assert_eq!(path, PathBuf::from("/proc/sys/net/ipv4/conf/eth0.100/rp_filter"));
     }
 

@@ -1,0 +1,192 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::{Finding, Scene};
+use crate::config::Config;
+use crate::dataplane::SERVICES_PER_BACKEND;
+use crate::model::Protocol;
+use crate::net::{Route, RouteKind};
+
+pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let mut findings = routes(scene, config);
+    let clashes = clashes(config);
+    if clashes.is_empty() {
+        findings.push(Finding::ok("clash", "no two services or backends clash"));
+    }
+    findings.extend(clashes);
+    findings.extend(shared_subnets(scene));
+    findings
+}
+
+/// Every backend must be another machine that this host has a way to.
+fn routes(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let backends = config.services.iter().flat_map(|service| &service.backends);
+    let backends: BTreeSet<SocketAddrV4> = backends.map(|backend| backend.address).collect();
+    let found = |backend: SocketAddrV4| {
+        let route = scene.routes.get(backend.ip()).and_then(Option::as_ref);
+        let by = scene.link_to(*backend.ip()).map(|link| link.name.as_str());
+        judge(backend, route, by)
+    };
+    backends.into_iter().map(found).collect()
+}
+
+fn judge(backend: SocketAddrV4, route: Option<&Route>, by: Option<&str>) -> Finding {
+    const NAME: &str = "route";
+    let address = backend.ip();
+    let error = |message: String, fix: &str| Finding::error(NAME, &message, fix);
+    match (route.map(|route| route.kind), by) {
+        (None, _) => {
+            error(format!("no route to backend {backend}"), &format!("ip route add {address} via GATEWAY"))
+        }
+        (Some(RouteKind::Local), _) => error(
+            format!("backend {backend} is an address of this host: a backend must be another machine"),
+            "name the address of another machine",
+        ),
+        (Some(RouteKind::Other), _) => error(
+            format!("the route to backend {backend} is not one to a machine"),
+            &format!("ip route replace {address} via GATEWAY"),
+        ),
+        (Some(RouteKind::Unicast), None) => error(
+            format!("the route to backend {backend} names an interface that is gone"),
+            &format!("ip route replace {address} via GATEWAY"),
+        ),
+        (Some(RouteKind::Unicast), Some(interface)) => {
+            Finding::ok(NAME, &format!("backend {backend} is reached by {interface}"))
+        }
+    }
+}
+
+/// What cannot be balanced whatever the network is like.
+fn clashes(config: &Config) -> Vec<Finding> {
+    const NAME: &str = "clash";
+    let mut findings = Vec::new();
+    let vips: BTreeSet<Ipv4Addr> = config.services.iter().map(|service| *service.vip.ip()).collect();
+    let mut services: BTreeMap<(SocketAddrV4, u8), usize> = BTreeMap::new();
+    let mut pairs: BTreeMap<(SocketAddrV4, u8), usize> = BTreeMap::new();
+    let mut are_vips = BTreeSet::new();
+    for service in &config.services {
+        *services.entry((service.vip, service.protocol.number())).or_default() += 1;
+        let mut seen = BTreeSet::new();
+        for backend in &service.backends {
+            let address = backend.address;
+            if vips.contains(address.ip()) && are_vips.insert(address) {
+                let message = format!("backend {address} has the address of a VIP");
+                findings.push(Finding::error(NAME, &message, "give the backend an address of its own"));
+            }
+            if seen.insert(address) {
+                *pairs.entry((address, service.protocol.number())).or_default() += 1;
+            } else {
+                let message =
+                    format!("backend {address} is twice in the service {}/{}", service.vip, service.protocol);
+                findings.push(Finding::error(
+                    NAME,
+                    &message,
+                    "name it once, with the weight that it should have",
+                ));
+            }
+        }
+    }
+    for ((vip, protocol), _) in services.into_iter().filter(|(_, count)| *count > 1) {
+        let message = format!("the service {vip}/{} is there twice", protocol_name(protocol));
+        findings.push(Finding::error(NAME, &message, "make it one service with all the backends"));
+    }
+    for ((backend, protocol), count) in pairs.into_iter().filter(|(_, count)| *count > SERVICES_PER_BACKEND) {
+        let message = format!(
+            "backend {backend}/{} is in {count} services, {SERVICES_PER_BACKEND} is the most",
+            protocol_name(protocol)
+        );
+        let fix = "let the backend listen on more ports, and give each to some of the services";
+        findings.push(Finding::error(NAME, &message, fix));
+    }
+    findings
+}
+
+fn protocol_name(number: u8) -> String {
+    Protocol::from_number(number).map_or_else(|| number.to_string(), |protocol| protocol.to_string())
+}
+
+/// A backend in a subnet of the clients' interface answers clients there directly, under its own address.
+fn shared_subnets(scene: &Scene) -> Vec<Finding> {
+    let Some(main) = &scene.main else { return Vec::new() };
+    let mut findings = Vec::new();
+    for own in
+        scene.addresses.iter().filter(|address| address.ifindex == main.index && address.prefix_len < 32)
+    {
+        let mask = u32::MAX.checked_shl(32 - u32::from(own.prefix_len)).unwrap_or(0);
+        let network = Ipv4Addr::from(u32::from(own.address) & mask);
+        let inside = |backend: &&Ipv4Addr| u32::from(**backend) & mask == u32::from(network);
+        let on_link =
+            |backend: &&Ipv4Addr| scene.link_to(**backend).is_some_and(|link| link.index == main.index);
+        let Some(backend) = scene.routes.keys().filter(on_link).find(inside) else { continue };
+        let subnet = format!("{network}/{}", own.prefix_len);
+        let message = format!(
+            "clients in {subnet} would hang: the backend {backend} is in it too, and answers them directly, not through \
+             this host"
+        );
+        let fix =
+            format!("let clients come from outside of {subnet}, or give the backends a subnet of their own");
+        findings.push(Finding::warning("client-subnet", &message, &fix));
+    }
+    findings
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::config::{Deliver, XdpMode};
+    use crate::model::{Backend, Scheduler, Service, Timeouts, Weight};
+    use crate::preflight::Level;
+
+    /// Services of TCP: VIP and backends.
+    pub(in crate::preflight) fn config(services: &[(&str, &[&str])]) -> Config {
+        let socket = |text: &str| text.parse().expect("an address and a port");
+        let service = |(vip, backends): &(&str, &[&str])| Service {
+            vip: socket(vip),
+            protocol: Protocol::Tcp,
+            scheduler: Scheduler::RoundRobin,
+            backends: backends
+                .iter()
+                .map(|backend| Backend { address: socket(backend), weight: Weight::MIN })
+                .collect(),
+        };
+        Config {
+            interface: "eth0".into(),
+            services: services.iter().map(service).collect(),
+            xdp_mode: XdpMode::Auto,
+            deliver: Deliver::Auto,
+            pin_dir: "/sys/fs/bpf/xdp_lb".into(),
+            max_connections: 1000,
+            timeouts: Timeouts::default(),
+            stats_interval: None,
+            assign_vip: false,
+        }
+    }
+
+    fn messages(services: &[(&str, &[&str])]) -> Vec<String> {
+        let findings = clashes(&config(services));
+        assert!(findings.iter().all(|finding| finding.level == Level::Error && finding.fix.is_some()));
+        findings.into_iter().map(|finding| finding.message).collect()
+    }
+
+    #[test]
+    fn services_and_backends_that_clash() {
+        assert!(messages(&[("1.1.1.1:80", &["10.0.0.1:80"]), ("1.1.1.1:81", &["10.0.0.1:80"])]).is_empty());
+        assert_eq!(
+            messages(&[("1.1.1.1:80", &["1.1.1.2:80"]), ("1.1.1.2:80", &["10.0.0.1:80"])]),
+            ["backend 1.1.1.2:80 has the address of a VIP"]
+        );
+        assert_eq!(
+            messages(&[("1.1.1.1:80", &["10.0.0.1:80"]), ("1.1.1.1:80", &["10.0.0.2:80"])]),
+            ["the service 1.1.1.1:80/tcp is there twice"]
+        );
+        assert_eq!(
+            messages(&[("1.1.1.1:80", &["10.0.0.1:80", "10.0.0.1:80"])]),
+            ["backend 10.0.0.1:80 is twice in the service 1.1.1.1:80/tcp"]
+        );
+        let vips: Vec<String> = (1..=9).map(|host| format!("1.1.1.{host}:80")).collect();
+        let services: Vec<(&str, &[&str])> =
+            vips.iter().map(|vip| (vip.as_str(), &["10.0.0.1:80"][..])).collect();
+        assert!(messages(&services[..8]).is_empty());
+        assert_eq!(messages(&services), ["backend 10.0.0.1:80/tcp is in 9 services, 8 is the most"]);
+    }
+}

@@ -1,0 +1,115 @@
+use super::{Finding, Scene};
+use crate::config::{Config, XdpMode};
+use crate::dataplane::driver_of;
+use crate::net::Link;
+
+const NAME: &str = "interface";
+/// The largest MTU of a veth's far end for a program without fragments in native mode: a page, less headroom (256), Ethernet
+/// header (14) and the end of a socket buffer (320).
+const VETH_PEER_MTU: u32 = 4096 - 256 - 14 - 320;
+
+/// About the largest MTU with a program in native mode, without multi-buffer: what fits into the driver's buffers.
+const DRIVER_MTU: [(&str, u32); 7] = [
+    ("bnxt_en", 3500),
+    ("ena", 3498),
+    ("i40e", 3046),
+    ("ice", 3046),
+    ("ixgbe", 3050),
+    ("mlx5_core", 3498),
+    ("virtio_net", 3506),
+];
+
+pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if scene.main.is_none() {
+        findings.push(no_such_interface(scene, &config.interface));
+    }
+    for link in scene.in_use() {
+        let unusable = unusable(link);
+        if unusable.is_none() {
+            findings.push(Finding::ok(NAME, &format!("{} is an Ethernet interface, up", link.name)));
+            findings.extend(mtu(scene, config, link));
+        }
+        findings.extend(unusable);
+    }
+    findings
+}
+
+fn no_such_interface(scene: &Scene, name: &str) -> Finding {
+    let names: Vec<&str> =
+        scene.links.values().filter(|link| !link.loopback).map(|link| link.name.as_str()).collect();
+    Finding::error(
+        NAME,
+        &format!("there is no interface {name}; there are: {}", names.join(", ")),
+        "name the one that faces the clients",
+    )
+}
+
+fn unusable(link: &Link) -> Option<Finding> {
+    let name = &link.name;
+    if link.loopback {
+        let message = format!("{name} is the loopback interface");
+        return Some(Finding::error(NAME, &message, "name the one that faces the clients"));
+    }
+    if !link.ethernet {
+        let message = format!("{name} is not an Ethernet interface, so it carries no frames to balance");
+        return Some(Finding::error(NAME, &message, "use an Ethernet interface"));
+    }
+    let message = format!("interface {name} is down");
+    (!link.up).then(|| Finding::error(NAME, &message, &format!("ip link set {name} up")))
+}
+
+/// Above a certain MTU the driver refuses native mode.
+fn mtu(scene: &Scene, config: &Config, link: &Link) -> Option<Finding> {
+    if config.xdp_mode == XdpMode::Skb || link.xdp.is_some() {
+        return None;
+    }
+    if link.kind.as_deref() == Some("veth") {
+        let far = scene.far_ends.get(&link.index)?;
+        let mtu = far.link()?.mtu;
+        let fix = far.command(|interface| format!("ip link set {interface} mtu {VETH_PEER_MTU}"));
+        let message = format!(
+            "the far end of {} has an MTU of {mtu}, native mode takes {VETH_PEER_MTU} at most",
+            link.name
+        );
+        return (mtu > VETH_PEER_MTU).then(|| match config.xdp_mode {
+            XdpMode::Native => Finding::error("mtu", &message, &fix),
+            _ => Finding::warning("mtu", &format!("{message}: it gets SKB mode, which is slower"), &fix),
+        });
+    }
+    let driver = driver_of(&link.name).ok().flatten()?;
+    let (_, most) = DRIVER_MTU.iter().find(|(name, _)| *name == driver)?;
+    // The driver's version and settings matter too: it has the last word.
+    let message = format!(
+        "{} has an MTU of {}, native mode takes about {most} at most with the driver {driver}: it may refuse",
+        link.name, link.mtu
+    );
+    (link.mtu > *most)
+        .then(|| Finding::warning("mtu", &message, &format!("ip link set {} mtu {most}", link.name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_needed() {
+        let link = |ethernet, up| Link {
+            index: 2,
+            name: "eth0".into(),
+            mac: None,
+            mtu: 1500,
+            kind: None,
+            up,
+            ethernet,
+            loopback: false,
+            peer: None,
+            master: None,
+            xdp: None,
+        };
+        assert!(unusable(&link(true, true)).is_none());
+        let message = |link| unusable(&link).map(|finding| finding.message).unwrap_or_default();
+        assert!(message(link(false, true)).contains("is not an Ethernet interface"));
+        assert_eq!(message(link(true, false)), "interface eth0 is down");
+    }
+}

@@ -1,0 +1,124 @@
+//! What would keep an instance from working on this host, found out before anything is attached, each with its fix.
+//!
+//! Nothing here changes anything: no program stays loaded, nothing is pinned, mounted or set. Everything that is found is
+//! plain data, for whoever shows it.
+
+mod backends;
+mod firewall;
+mod interfaces;
+mod kernel;
+mod pins;
+mod privileges;
+mod programs;
+mod scene;
+mod sysctls;
+mod vips;
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::net::Netlink;
+use scene::Scene;
+
+pub use sysctls::{StackInterface, SysctlNeed, needs as sysctl_needs};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it is about, one word for scripts.
+    pub name: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// What is so, for people.
+    pub message: String,
+    /// What to do about it, in one line; a command where there is one.
+    pub fix: Option<String>,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be, or good to know.
+    Ok,
+    /// It will start, but something will not work for somebody.
+    Warning,
+    /// It will not start.
+    Error,
+}
+
+impl Finding {
+    fn ok(name: &'static str, message: &str) -> Finding {
+        Finding { name, level: Level::Ok, message: message.to_owned(), fix: None }
+    }
+
+    fn warning(name: &'static str, message: &str, fix: &str) -> Finding {
+        Finding { name, level: Level::Warning, message: message.to_owned(), fix: Some(fix.to_owned()) }
+    }
+
+    fn error(name: &'static str, message: &str, fix: &str) -> Finding {
+        Finding { name, level: Level::Error, message: message.to_owned(), fix: Some(fix.to_owned()) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.fix {
+            Some(fix) => write!(f, "; fix: {fix}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Level {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Error => "error",
+        }
+    }
+}
+
+/// Looks at everything that an instance with this configuration would need.
+///
+/// # Errors
+/// When the kernel does not answer by netlink.
+pub fn check(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
+    let rights = privileges::Rights::of_this_process();
+    let scene = Scene::look(netlink, config)?;
+    let checks = [
+        privileges::check(&rights, config),
+        kernel::check(&rights),
+        pins::check(config, &rights),
+        interfaces::check(&scene, config),
+        programs::check(&scene, config),
+        backends::check(&scene, config),
+        vips::check(&scene, config),
+        scene.delivery(),
+        sysctls::check(&scene, config),
+        firewall::check(&scene, config),
+    ];
+    Ok(checks.into_iter().flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_plain_data() {
+        let findings = [Finding::ok("vip", "on eth0"), Finding::warning("jit", "off", "sysctl -w x=1")];
+        assert_eq!(findings[1].to_string(), "off; fix: sysctl -w x=1");
+        assert_eq!(
+            serde_json::to_string(&findings).expect("JSON"),
+            r#"[{"name":"vip","level":"ok","message":"on eth0","fix":null},"#.to_owned()
+                + r#"{"name":"jit","level":"warning","message":"off","fix":"sysctl -w x=1"}]"#
+        );
+    }
+}

@@ -1,0 +1,69 @@
+use std::fs;
+use std::path::Path;
+
+use super::Finding;
+use super::privileges::Rights;
+use crate::config::Config;
+use crate::dataplane::PinDirState;
+
+const NAME: &str = "pins";
+
+pub(super) fn check(config: &Config, rights: &Rights) -> Vec<Finding> {
+    let has_bpffs = fs::read_to_string("/proc/filesystems").is_ok_and(|kinds| kinds.contains("\tbpf\n"));
+    vec![judge(&config.pin_dir, PinDirState::of(&config.pin_dir), has_bpffs && rights.can_mount())]
+}
+
+fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
+    const OTHER: &str = "remove it, or choose another --pin-dir";
+    let shown = dir.display();
+    let parent = dir.parent().unwrap_or(dir).display();
+    let error = |message: String, fix: &str| Finding::error(NAME, &message, fix);
+    match state {
+        PinDirState::Free => Finding::ok(NAME, &format!("{shown} is free")),
+        PinDirState::Leftovers => {
+            Finding::ok(NAME, &format!("{shown} was left by an instance that died: it is taken over"))
+        }
+        PinDirState::ToBeMounted if can_mount => {
+            Finding::ok(NAME, &format!("{parent} has no bpffs: one is mounted there while it runs"))
+        }
+        PinDirState::ToBeMounted => error(
+            format!("{parent} is not in a bpffs, and one cannot be mounted without CAP_SYS_ADMIN"),
+            &format!("sudo mount -t bpf bpf {parent}"),
+        ),
+        PinDirState::NoBpffs(parent) => error(
+            format!("{} is not in a bpffs, where maps and programs can be pinned", parent.display()),
+            &format!("mount -t bpf bpf {}, or choose a --pin-dir below /sys/fs/bpf", parent.display()),
+        ),
+        PinDirState::Symlink => error(format!("{shown} is a symbolic link, not a directory"), OTHER),
+        PinDirState::NotADirectory => error(format!("{shown} is not a directory"), OTHER),
+        PinDirState::Foreign(user) => error(format!("{shown} belongs to user {user}"), OTHER),
+        PinDirState::NotOurs(name) => error(
+            format!("{shown} holds {name}, which is not ours"),
+            "choose a --pin-dir that nothing else uses",
+        ),
+        PinDirState::Running(process) => {
+            let process = process.map_or(String::new(), |process| format!(" (process {process})"));
+            let message = format!("another xdp-lb is running with the pin directory {shown}{process}");
+            Finding::error("instance", &message, "stop it, or give this one its own --pin-dir")
+        }
+        PinDirState::Unknown(why) => error(
+            format!("could not look at {shown}, which is to hold the pins: {why}"),
+            "run it as root (sudo xdp-lb ...), or choose a --pin-dir below /sys/fs/bpf",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::Level;
+
+    #[test]
+    fn a_bpffs_that_cannot_be_mounted_is_an_error() {
+        let dir = Path::new("/sys/fs/bpf/xdp_lb");
+        assert_eq!(judge(dir, PinDirState::ToBeMounted, true).level, Level::Ok);
+        let error = judge(dir, PinDirState::ToBeMounted, false);
+        assert_eq!(error.level, Level::Error);
+        assert_eq!(error.fix.as_deref(), Some("sudo mount -t bpf bpf /sys/fs/bpf"));
+    }
+}

@@ -1,0 +1,144 @@
+use super::{Finding, Scene};
+use crate::config::Config;
+use crate::dataplane::{pins_of, program_name, xdp_link_on};
+use crate::net::{Link, XdpAttached, XdpOnLink};
+use std::path::{Path, PathBuf};
+
+const NAME: &str = "program";
+/// The balancer's own program, and the one of `xdp-lb veth-peer`.
+const BALANCER: &str = "xdp_lb";
+const PEER: &str = "xdp_peer";
+
+pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let finding = |link: &Link| {
+        let name = &link.name;
+        match link.xdp {
+            None => Finding::ok(NAME, &format!("{name} has no XDP program")),
+            Some(xdp) => taken(link, xdp, &config.pin_dir),
+        }
+    };
+    scene.in_use().into_iter().map(finding).collect()
+}
+
+fn taken(link: &Link, xdp: XdpOnLink, pin_dir: &Path) -> Finding {
+    let by = Occupant {
+        interface: &link.name,
+        xdp,
+        name: program_name(xdp.program),
+        pins: pins_of(xdp.program),
+        link: xdp_link_on(link.index),
+    };
+    by.judge(pin_dir)
+}
+
+/// The program that is on an interface.
+struct Occupant<'a> {
+    interface: &'a str,
+    xdp: XdpOnLink,
+    /// `None` where it may not be seen.
+    name: Option<String>,
+    pins: Vec<PathBuf>,
+    link: Option<u32>,
+}
+
+impl Occupant<'_> {
+    fn judge(&self, pin_dir: &Path) -> Finding {
+        let (interface, id) = (self.interface, self.xdp.program);
+        let ours = self.name.as_deref() == Some(BALANCER);
+        if ours && self.pins.iter().any(|pin| pin.parent() == Some(pin_dir)) {
+            // Whether it still runs, the lock says.
+            let message = format!("{interface} has the program of the instance with these pins");
+            return Finding::ok(NAME, &message);
+        }
+        if ours {
+            let pinned = match self.pins.first().and_then(|pin| pin.parent()) {
+                Some(dir) => format!(", pinned in {}", dir.display()),
+                None => String::new(),
+            };
+            let message = format!("{interface} already has another xdp-lb (program id {id}{pinned})");
+            let fix = match self.pins.first().and_then(|pin| pin.parent()) {
+                Some(dir) => format!("stop that one; if it is dead: rm -r {}", dir.display()),
+                None => "stop that one".to_owned(),
+            };
+            return Finding::error(NAME, &message, &fix);
+        }
+        let name = self.name.as_deref().unwrap_or("no name to be seen");
+        let pinned = match self.pins.first() {
+            Some(pin) => format!(", pinned as {}", pin.display()),
+            None => String::new(),
+        };
+        let message = format!("{interface} already has another XDP program ({name}, id {id}{pinned})");
+        Finding::error(NAME, &message, &self.removal())
+    }
+
+    /// How to get rid of it: by its link if it has one, and that by its pin.
+    fn removal(&self) -> String {
+        let interface = self.interface;
+        if self.name.as_deref() == Some(PEER) {
+            return format!("xdp-lb veth-peer {interface} --remove");
+        }
+        match (self.link, self.pins.is_empty()) {
+            (Some(_), false) => {
+                let pins: Vec<String> = self.pins.iter().map(|pin| pin.display().to_string()).collect();
+                format!("stop what attached it, then rm {}", pins.join(" "))
+            }
+            (Some(link), true) => format!("stop what attached it, or: bpftool link detach id {link}"),
+            (None, _) => {
+                let mode = match self.xdp.mode {
+                    XdpAttached::Native => "xdpdrv",
+                    XdpAttached::Skb => "xdpgeneric",
+                    XdpAttached::Offloaded => "xdpoffload",
+                };
+                format!("ip link set dev {interface} {mode} off")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::Level;
+
+    fn judged(name: &str, pins: &[&str], link: Option<u32>) -> (Level, String) {
+        let occupant = Occupant {
+            interface: "eth0",
+            xdp: XdpOnLink { program: 42, mode: XdpAttached::Skb },
+            name: Some(name.into()),
+            pins: pins.iter().map(PathBuf::from).collect(),
+            link,
+        };
+        let finding = occupant.judge(Path::new("/sys/fs/bpf/xdp_lb"));
+        (finding.level, finding.to_string())
+    }
+
+    #[test]
+    fn who_is_there_and_how_to_remove_it() {
+        let ours = judged("xdp_lb", &["/sys/fs/bpf/xdp_lb/link_2"], Some(7));
+        assert_eq!(ours.0, Level::Ok, "{}", ours.1);
+        for (name, pins, link, words) in [
+            (
+                "xdp_lb",
+                &["/sys/fs/bpf/b/link_2"][..],
+                Some(7),
+                &["another xdp-lb", "rm -r /sys/fs/bpf/b"][..],
+            ),
+            ("xdp_lb", &[], Some(7), &["another xdp-lb", "stop that one"]),
+            ("xdp_peer", &[], None, &["xdp_peer", "xdp-lb veth-peer eth0 --remove"]),
+            (
+                "katran",
+                &["/sys/fs/bpf/k"],
+                Some(7),
+                &["(katran, id 42, pinned as /sys/fs/bpf/k)", "rm /sys/fs/bpf/k"],
+            ),
+            ("katran", &[], Some(7), &["katran", "bpftool link detach id 7"]),
+            ("katran", &[], None, &["katran", "ip link set dev eth0 xdpgeneric off"]),
+        ] {
+            let (level, text) = judged(name, pins, link);
+            assert_eq!(level, Level::Error, "{text}");
+            for word in words {
+                assert!(text.contains(word), "no {word:?} in {text}");
+            }
+        }
+    }
+}

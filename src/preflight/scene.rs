@@ -1,0 +1,134 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+
+use super::Finding;
+use crate::config::{Config, Deliver, XdpMode};
+use crate::egress::{EgressFacts, FarEnd, egress};
+use crate::net::{Address, Link, Netlink, Route, RouteKind};
+
+/// One look at the network that an instance would work in.
+pub(super) struct Scene {
+    pub(super) links: BTreeMap<u32, Link>,
+    pub(super) addresses: Vec<Address>,
+    /// The interface that was named, if it exists.
+    pub(super) main: Option<Link>,
+    /// By address of a backend.
+    pub(super) routes: BTreeMap<Ipv4Addr, Option<Route>>,
+    /// Of the interfaces in use.
+    egress: BTreeMap<u32, EgressFacts>,
+    /// Of those that are veths.
+    pub(super) far_ends: BTreeMap<u32, FarEnd>,
+    /// Who delivers whatever is known of an interface; `None`: that decides.
+    always: Option<Always>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Always {
+    ByXdp,
+    ByStack,
+    ByStackInSkbMode,
+}
+
+impl Scene {
+    pub(super) fn look(netlink: &mut Netlink, config: &Config) -> Result<Scene> {
+        let links = netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
+        let backends = config.services.iter().flat_map(|service| &service.backends);
+        let backends: BTreeSet<Ipv4Addr> = backends.map(|backend| *backend.address.ip()).collect();
+        let mut routes = BTreeMap::new();
+        for backend in backends {
+            routes.insert(backend, netlink.route_to(backend)?);
+        }
+        let mut scene = Scene {
+            links,
+            addresses: netlink.addresses()?,
+            main: netlink.link(&config.interface)?,
+            routes,
+            egress: BTreeMap::new(),
+            far_ends: BTreeMap::new(),
+            always: match config.deliver {
+                Deliver::Direct => Some(Always::ByXdp),
+                Deliver::Stack => Some(Always::ByStack),
+                Deliver::Auto => (config.xdp_mode == XdpMode::Skb).then_some(Always::ByStackInSkbMode),
+            },
+        };
+        for link in scene.in_use().into_iter().cloned().collect::<Vec<_>>() {
+            scene.egress.insert(link.index, egress(netlink, &link, true)?);
+            if let Some(peer) = link.peer {
+                scene.far_ends.insert(link.index, FarEnd::find(netlink, peer)?);
+            }
+        }
+        Ok(scene)
+    }
+
+    /// The named interface, and those that face backends; each once.
+    pub(super) fn in_use(&self) -> Vec<&Link> {
+        let mut used: Vec<&Link> = self.main.iter().collect();
+        for link in self.routes.keys().filter_map(|backend| self.link_to(*backend)) {
+            if !used.iter().any(|known| known.index == link.index) {
+                used.push(link);
+            }
+        }
+        used
+    }
+
+    /// The interface by which a backend is reached.
+    pub(super) fn link_to(&self, backend: Ipv4Addr) -> Option<&Link> {
+        let route = self.routes.get(&backend)?.as_ref().filter(|route| route.kind == RouteKind::Unicast)?;
+        self.links.get(&route.ifindex)
+    }
+
+    /// Whether an interface faces a backend.
+    pub(super) fn faces_backends(&self, link: &Link) -> bool {
+        self.routes.keys().any(|backend| self.link_to(*backend).is_some_and(|to| to.index == link.index))
+    }
+
+    /// Whether what leaves by an interface is left to the kernel to deliver, as far as can be told beforehand.
+    pub(super) fn leaves_by_stack(&self, link: &Link) -> bool {
+        match self.always {
+            Some(always) => always != Always::ByXdp,
+            None => self.egress.get(&link.index).is_some_and(|facts| !facts.redirect),
+        }
+    }
+
+    /// Whether anything is.
+    pub(super) fn by_stack(&self) -> bool {
+        self.in_use().into_iter().any(|link| self.leaves_by_stack(link))
+    }
+
+    /// How frames leave by each interface in use, and what would make it faster.
+    pub(super) fn delivery(&self) -> Vec<Finding> {
+        let finding = |link: &Link| {
+            let facts = self.egress.get(&link.index)?;
+            let name = &link.name;
+            let (message, fix) = match (self.always, facts.redirect) {
+                (Some(Always::ByStackInSkbMode), _) => (
+                    format!("what leaves by {name} is left to the kernel to deliver, as always in SKB mode"),
+                    Some("--xdp-mode auto".to_owned()),
+                ),
+                (Some(Always::ByStack), _) => (
+                    format!("what leaves by {name} is left to the kernel to deliver, by --deliver stack"),
+                    None,
+                ),
+                (_, true) => (
+                    format!("frames that XDP sends out of {name} arrive: {}", facts.why),
+                    facts.faster.clone(),
+                ),
+                (Some(Always::ByXdp), false) => {
+                    let message = format!(
+                        "frames that XDP sends out of {name}, by --deliver direct, vanish: {}",
+                        facts.why
+                    );
+                    return Some(Finding::warning("delivery", &message, "--deliver auto"));
+                }
+                (None, false) => (
+                    format!("what leaves by {name} is left to the kernel to deliver: {}", facts.why),
+                    facts.faster.clone(),
+                ),
+            };
+            Some(Finding { fix, ..Finding::ok("delivery", &message) })
+        };
+        self.in_use().into_iter().filter_map(finding).collect()
+    }
+}

@@ -1,0 +1,28 @@
+use std::collections::BTreeSet;
+
+use super::{Finding, Scene};
+use crate::config::Config;
+
+const NAME: &str = "vip";
+
+pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let vips: BTreeSet<_> = config.services.iter().map(|service| *service.vip.ip()).collect();
+    let finding = |vip| {
+        let on = scene.addresses.iter().find(|address| address.address == vip);
+        match on.and_then(|address| scene.links.get(&address.ifindex)) {
+            Some(link) => Finding::ok(NAME, &format!("the VIP {vip} is on {}", link.name)),
+            None if config.assign_vip => {
+                Finding::ok(NAME, &format!("the VIP {vip} is added to {} while it runs", config.interface))
+            }
+            None => Finding::warning(
+                NAME,
+                &format!(
+                    "the VIP {vip} is on no interface: nothing answers ARP for it, which is right only where routers send \
+                     it here by a route"
+                ),
+                "add --assign-vip",
+            ),
+        }
+    };
+    vips.into_iter().map(finding).collect()
+}
