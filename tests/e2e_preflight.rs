@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::balancer::{Balancer, PIN_DIR, XDP_LB, has_address, has_xdp, refused, weighted};
 use common::clients::requests;
-use common::netns::{Lab, in_lab};
+use common::netns::{Lab, find, in_lab};
 use common::networks::{VIP, VIP_ONE_ARM, one_arm, two_arms, two_arms_bare, veth_peer};
 use common::servers::{HTTP, nginx_everywhere};
 use nix::mount::{MsFlags, mount};
@@ -452,6 +452,23 @@ fn root_legacy_iptables() -> Result<()> {
         lab.run("lb", "sh", &["-c", &fix])?;
         let report = Report::of(lab, &args(""))?;
         assert!(report.of_level("warning").is_empty(), "{report:#?}");
+        Ok(())
+    })
+}
+
+/// Without the tool nobody can tell, and that is said.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_firewall_out_of_sight() -> Result<()> {
+    in_lab(|lab| {
+        two_arms_bare(lab)?;
+        mount(Some("/dev/null"), &find("nft")?, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        let words = ["could not look at the rules of nftables: nft is not installed"];
+        let report = Report::of(lab, &args(""))?;
+        assert!(report.fix("warning", "firewall", &words).contains("install nftables"), "{report:#?}");
+        // What iptables shows is looked at all the same.
+        lab.run("lb", "iptables", &["-P", "FORWARD", "DROP"])?;
+        Report::of(lab, &args(""))?.fix("warning", "firewall", &["FORWARD (iptables, table filter)"]);
         Ok(())
     })
 }

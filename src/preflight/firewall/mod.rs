@@ -145,81 +145,69 @@ fn flows(scene: &Scene, config: &Config) -> Vec<Flow> {
 struct Ruleset {
     tables: Vec<Table>,
     /// What could not be looked at, and what would help.
-    blind: Vec<(String, String)>,
+    blind: Vec<(String, &'static str)>,
 }
 
 impl Ruleset {
     fn read(&mut self) {
-        let by_iptables = self.read_iptables_nft();
-        self.read_nft(by_iptables);
+        self.read_iptables_nft();
+        self.read_nft();
         self.read_iptables_legacy();
     }
 
-    /// Rules that iptables made in nftables; their matches are not readable by nft. Says whether the tool is there.
-    fn read_iptables_nft(&mut self) -> bool {
-        let Some((save, command)) = iptables_of("nf_tables", "iptables-nft") else { return false };
+    /// Rules that iptables made in nftables; their matches are not readable by nft.
+    fn read_iptables_nft(&mut self) {
+        let Some((save, command)) = iptables_of("nf_tables", "iptables-nft") else { return };
         match output_of(&save, &[]) {
             Ok(text) => self.tables.extend(iptables::parse(&text, command)),
-            Err(error) => {
-                self.blind.push((format!("could not look at the rules of iptables: {error}"), AS_ROOT.into()))
-            }
+            Err(error) => self.blind("iptables", &error, LOOK),
         }
-        true
     }
 
-    fn read_nft(&mut self, iptables: bool) {
+    fn read_nft(&mut self) {
         let Some(nft) = find("nft") else {
-            if !iptables {
-                let message =
-                    "could not look at the firewall: neither nft nor iptables-save is installed".into();
-                self.blind.push((message, INSTALL.into()));
-            }
-            return;
+            return self.blind("nftables", "nft is not installed", INSTALL);
         };
         let text = output_of(&nft, &["-j", "list", "ruleset"]);
         let ruleset = text.and_then(|text| match text.trim() {
             "" => Ok(serde_json::Value::Null),
             text => serde_json::from_str(text).map_err(|error| error.to_string()),
         });
+        let known =
+            |table: &Table| table.family == "ip" && self.tables.iter().any(|known| known.name == table.name);
         match ruleset {
             Ok(ruleset) => {
-                let known = |table: &Table| {
-                    table.family == "ip" && self.tables.iter().any(|known| known.name == table.name)
-                };
-                let tables: Vec<Table> =
-                    nft::parse(&ruleset).into_iter().filter(|table| !known(table)).collect();
+                let mut tables = nft::parse(&ruleset);
+                tables.retain(|table| !known(table));
                 self.tables.extend(tables);
             }
-            Err(error) => {
-                self.blind
-                    .push((format!("could not look at the rules of nftables: {error}"), AS_ROOT.into()));
-            }
+            Err(error) => self.blind("nftables", &error, LOOK),
         }
     }
 
     /// Only if there are such tables: looking would make them.
     fn read_iptables_legacy(&mut self) {
-        let names = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+        let names = fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
         if names.trim().is_empty() {
             return;
         }
         let saved = match iptables_of("legacy", "iptables-legacy") {
             Some((save, command)) => output_of(&save, &[]).map(|text| (text, command)),
-            None => Err("iptables-legacy-save is not installed".into()),
+            None => Err("iptables-legacy-save is not installed".to_owned()),
         };
         match saved {
             Ok((text, command)) => self.tables.extend(iptables::parse(&text, command)),
-            Err(error) => {
-                let message = format!("could not look at the rules of iptables-legacy: {error}");
-                self.blind.push((message, INSTALL.into()));
-            }
+            Err(error) => self.blind("iptables-legacy", &error, INSTALL),
         }
+    }
+
+    fn blind(&mut self, what: &str, why: &str, fix: &'static str) {
+        self.blind.push((format!("could not look at the rules of {what}: {why}"), fix));
     }
 }
 
-const AS_ROOT: &str = "look as root: sudo nft list ruleset";
-const INSTALL: &str =
-    "install the packages nftables and iptables, or see yourself that forwarding is allowed";
+const LOOK: &str = "see as root whether forwarding is allowed: nft list ruleset; iptables-save";
+const INSTALL: &str = "install nftables and iptables, or see yourself whether forwarding is allowed";
 
 /// The saving tool of one of the two kinds of iptables, and the command that changes the same rules.
 fn iptables_of(kind: &str, special: &'static str) -> Option<(PathBuf, &'static str)> {
