@@ -5,7 +5,7 @@ mod common;
 
 use anyhow::Result;
 use common::balancer::{Balancer, Figures, XDP_LB, has_xdp, weighted};
-use common::clients::{assert_weighted, requests};
+use common::clients::{assert_weighted, requests, requests_with};
 use common::eventually;
 use common::files::transfer;
 use common::held::Held;
@@ -255,6 +255,68 @@ fn root_servers_on_a_bridge_of_this_host() -> Result<()> {
         for class in ["drop", "error"] {
             assert_eq!(figures.reasons(class), [].into(), "packets counted as {class}");
         }
+        Ok(())
+    })
+}
+
+/// The commands behind "fix: " in a warning about the firewall.
+fn firewall_fixes(lb: &Balancer) -> Vec<String> {
+    let said = lb.process.stderr();
+    let warnings = said.lines().filter(|line| line.contains("warning: the chain "));
+    warnings.filter_map(|line| Some(line.split_once("; fix: ")?.1.to_owned())).collect()
+}
+
+/// As Docker leaves a host: the policy of FORWARD is to drop, what conntrack calls invalid is dropped first, and what it knows is
+/// accepted. Nothing works until the printed rule is pasted, and then everything does.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_docker_and_its_firewall() -> Result<()> {
+    in_lab(|lab| {
+        docker(lab)?;
+        plain(lab, &["eth0", "docker0"])?;
+        for rule in [
+            "-P FORWARD DROP",
+            "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+            "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        ] {
+            lab.run("lb", "iptables", &rule.split_whitespace().collect::<Vec<_>>())?;
+        }
+        let _servers = nginx_everywhere(lab)?;
+        let mut lb = Balancer::start(lab, &format!("eth0 --vip {VIP}:80 {ROUND_ROBIN} --assign-vip"))?;
+        let fixes = firewall_fixes(&lb);
+        assert!(!fixes.is_empty(), "{}", lb.process.stderr());
+        let url = format!("http://{VIP}/");
+        assert!(requests_with(lab, &["--connect-timeout", "2", &url]).is_err(), "the rules do drop it");
+        for fix in fixes {
+            lab.run("lb", "sh", &["-c", &fix])?;
+        }
+        transfer(lab, VIP, FILE_MIB)?;
+        assert_eq!(lb.stop(Signal::SIGTERM)?, Some(0));
+        let lb = Balancer::start(lab, &format!("eth0 --vip {VIP}:80 {ROUND_ROBIN} --assign-vip"))?;
+        assert!(firewall_fixes(&lb).is_empty(), "{}", lb.process.stderr());
+        assert_eq!(requests(lab, &format!("http://{VIP}/?[1-30]"))?.len(), 30);
+        Ok(())
+    })
+}
+
+/// The firewall matters from the moment on at which something is left to the kernel.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_firewall_that_begins_to_matter() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        lab.run("lb", "iptables", &["-P", "FORWARD", "DROP"])?;
+        let _servers = nginx_everywhere(lab)?;
+        let lb = Balancer::start(lab, &args(VIP))?;
+        assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
+        assert!(firewall_fixes(&lb).is_empty(), "{}", lb.process.stderr());
+        lab.run("switch", XDP_LB, &["veth-peer", "lb", "--remove"])?;
+        let fixes =
+            eventually("the firewall is looked at", || Some(firewall_fixes(&lb)).filter(|f| !f.is_empty()));
+        for fix in fixes {
+            lab.run("lb", "sh", &["-c", &fix])?;
+        }
+        assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
         Ok(())
     })
 }

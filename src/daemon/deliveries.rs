@@ -57,7 +57,7 @@ impl Deliveries {
     }
 
     /// Decides for the interfaces that have the program, and with `all` for every other that a client may be reached by;
-    /// sets what the kernel needs before anything is left to it.
+    /// sets what the kernel needs before anything is left to it. Ok(true): something is left to it that was not before.
     pub fn follow(
         &mut self,
         plane: &mut Plane,
@@ -66,7 +66,7 @@ impl Deliveries {
         interfaces: &Interfaces,
         ledger: &mut Ledger,
         all: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let attached: BTreeSet<u32> = interfaces.attached().map(|interface| interface.link.index).collect();
         let mut news = Vec::new();
         for link in view.links.values().filter(|link| link.ethernet && link.up && !link.loopback) {
@@ -86,10 +86,13 @@ impl Deliveries {
         }
         self.set_sysctls(interfaces, ledger);
         let (hops, tables) = plane.next_hops();
+        let mut slower = false;
         for (link, before, now) in news {
             hops.set_egress(tables, link.index, Some(now.egress))?;
-            if before.is_some_and(|before| before.egress != now.egress) && attached.contains(&link.index) {
+            let changed = before.filter(|before| before.egress != now.egress);
+            if let Some(before) = changed.filter(|_| attached.contains(&link.index)) {
                 crate::note!("what leaves by {} is delivered {} from now on", link.name, now.describe());
+                slower |= before.egress.redirect && !now.egress.redirect;
             }
         }
         let gone: Vec<u32> = hops.egresses().filter(|index| !view.links.contains_key(index)).collect();
@@ -98,7 +101,7 @@ impl Deliveries {
             self.signs.remove(&index);
             hops.set_egress(tables, index, None)?;
         }
-        Ok(())
+        Ok(slower)
     }
 
     fn decide(&self, facts: EgressFacts) -> Decision {

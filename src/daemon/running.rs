@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::dataplane::{Census, PinDir, Plane};
 use crate::metrics::{Snapshot, render};
 use crate::net::Changes;
+use crate::preflight::{self, Level};
 
 /// How often everything is looked at although nothing was heard.
 const NETWORK_INTERVAL: Duration = Duration::from_secs(1);
@@ -107,7 +108,7 @@ impl Running<'_> {
         let view = self.network.look(&self.plane)?;
         let troubles = self.interfaces.follow(&mut self.plane, self.pins, &view);
         self.warnings.are("interfaces", troubles);
-        self.deliveries.follow(
+        let slower = self.deliveries.follow(
             &mut self.plane,
             self.network.netlink(),
             &view,
@@ -115,6 +116,11 @@ impl Running<'_> {
             self.ledger,
             heard.links,
         )?;
+        if slower {
+            let findings = preflight::check_firewall(self.network.netlink(), self.config)?;
+            let troubles = findings.iter().filter(|finding| finding.level > Level::Ok);
+            self.warnings.are("firewall", troubles.map(ToString::to_string));
+        }
         let troubles = self.network.follow(&mut self.plane, &view, heard.routes)?;
         self.warnings.are("backends", troubles);
         let silent = self.network.silent().into_iter().map(|next_hop| {

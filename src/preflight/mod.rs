@@ -107,6 +107,14 @@ pub fn check(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
     Ok(checks.into_iter().flatten().collect())
 }
 
+/// Only what a firewall does to packets that are left to the kernel: for when that begins while an instance runs.
+///
+/// # Errors
+/// When the kernel does not answer by netlink.
+pub fn check_firewall(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
+    Ok(firewall::check(&Scene::look(netlink, config)?, config))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
