@@ -51,6 +51,7 @@ command:nginx        nginx            nginx
 command:iperf3       iperf3           iperf3
 command:dnsmasq      dnsmasq-base     dnsmasq
 command:dig          bind9-dnsutils   bind-utils
+command:faketime     faketime         libfaketime
 command:nft          nftables         nftables
 command:iptables     iptables         iptables-nft
 TABLE
