@@ -35,16 +35,22 @@ impl Clock {
         Ok(Clock { program })
     }
 
-    /// The low 32 bits of jiffies.
-    pub fn jiffies(&self) -> Result<u32> {
-        let (jiffies, _) = test_run(self.program.as_fd(), &Self::FRAME, Self::LOOPBACK)
+    /// Jiffies: the program writes them over the frame's first bytes.
+    pub fn jiffies(&self) -> Result<u64> {
+        let (_, frame) = test_run(self.program.as_fd(), &Self::FRAME, Self::LOOPBACK)
             .context("could not read the kernel's clock")?;
-        Ok(jiffies)
+        let jiffies = frame.first_chunk().context("the kernel's clock is not in the frame")?;
+        Ok(u64::from_ne_bytes(*jiffies))
     }
 
     /// The connection table's clock: jiffies >> `shift`, 16 bits.
     pub fn now(&self, shift: u32) -> Result<u16> {
-        Ok((self.jiffies()? >> shift) as u16)
+        Ok(self.now_long(shift)? as u16)
+    }
+
+    /// The clock of client affinity: the same in 32 bits, which last for decades.
+    pub fn now_long(&self, shift: u32) -> Result<u32> {
+        Ok((self.jiffies()? >> shift) as u32)
     }
 
     /// Measures how many jiffies make a second. Takes a tenth of a second.
@@ -54,7 +60,7 @@ impl Clock {
             let (from, jiffies_from) = self.sample()?;
             sleep(Duration::from_millis(100));
             let (to, jiffies_to) = self.sample()?;
-            let rate = f64::from(jiffies_to.wrapping_sub(jiffies_from)) / (to - from).as_secs_f64();
+            let rate = jiffies_to.wrapping_sub(jiffies_from) as f64 / (to - from).as_secs_f64();
             let nearest = Self::RATES
                 .into_iter()
                 .min_by(|a, b| off_by(rate, *a).total_cmp(&off_by(rate, *b)))
@@ -68,7 +74,7 @@ impl Clock {
     }
 
     /// Jiffies and the instant they were read at, to within a millisecond.
-    fn sample(&self) -> Result<(Instant, u32)> {
+    fn sample(&self) -> Result<(Instant, u64)> {
         const TRIES: usize = 20;
         for _ in 0..TRIES {
             let before = Instant::now();
