@@ -11,13 +11,15 @@
 #include "lb_counters.h"
 
 enum lb_constants {
-	LB_ABI_VERSION = 1,	/* of the rows' layout and meaning; kept in the pinned settings */
+	LB_ABI_VERSION = 2,	/* of the rows' layout and meaning; kept in the pinned settings */
 	LB_LINE = 64,
 	LB_SERVICES_PER_BUCKET = 2,
 	LB_PAIRS_PER_ORIGIN = 8,
 	LB_SLOTS_PER_LINE = 32,
 	LB_CONNS_PER_BUCKET = 4,
 	LB_SELECT_RETRIES = 8,	/* slots looked at after one whose backend does not take the connection */
+	LB_LEAST_EXACT = 64,	/* members of a service over which the least loaded is found exactly */
+	LB_LEAST_WALK = 256,	/* slots of the ring looked at for the next of equally loaded members */
 	LB_UNRESOLVED_ROWS = 256,
 	LB_PARTIAL_SENDERS = 4096,
 	LB_TAG_SHIFT = 5,	/* where in a key's hash its tag begins */
@@ -78,9 +80,12 @@ enum lb_scheduler {
 	LB_SCHEDULER_WEIGHTED_ROUND_ROBIN = 2,
 	LB_SCHEDULER_IP_HASH = 3,
 	LB_SCHEDULER_MAGLEV = 4,
+	LB_SCHEDULER_LEAST_CONN = 5,
 };
 
-/* Where a service's ring lies, in one word so that one store publishes it: offset in lines, length in slots. */
+/* Where a service's ring lies, or its members, in one word so that one store publishes it: offset in lines, length in
+ * slots.
+ */
 enum lb_ring_layout {
 	LB_RING_OFFSET_SHIFT = 0,	/* 24 bits */
 	LB_RING_LENGTH_SHIFT = 24,	/* 24 bits */
@@ -92,9 +97,10 @@ struct lb_service {
 	__be16 port;
 	__u8 proto;	/* 0: the row is free */
 	__u8 scheduler;	/* enum lb_scheduler */
-	__u32 reserved0;
+	__u32 sticky;	/* how long a client's record holds, in units of the table's clock; 0: there are none */
 	__u64 ring;	/* enum lb_ring_layout */
-	__u64 reserved1[4];
+	__u64 members;	/* the same: each backend once; empty beyond LB_LEAST_EXACT, and where nobody asks for loads */
+	__u64 reserved[3];
 };
 
 /* What packets write of a service. */
@@ -118,6 +124,8 @@ enum lb_backend_state {
 
 enum lb_backend_flags {
 	LB_BACKEND_SHARED = 1,	/* other services have the same address, port and protocol as a backend */
+	LB_BACKEND_COUNTED = 2,	/* its live connections are counted in its load */
+	LB_BACKEND_STICKY = 4,	/* clients are recorded: its service has a sticky time */
 };
 
 struct lb_backend {
@@ -130,6 +138,29 @@ struct lb_backend {
 	__u8 mode;	/* 0: NAT */
 	__u16 nexthop;	/* changed live by one store */
 	__u8 reserved[38];
+};
+
+/* A backend's load is opened - ended: the entries that have the counted bit. Packets write it. Two counts that only grow,
+ * because they also tell how much happened during a walk over the table. A load may be off by what is under way on other
+ * CPUs, below 0 too.
+ */
+struct lb_backend_load {
+	__u64 opened;
+	__u64 ended;
+};
+
+/* --- client affinity: met by packets that open, confirm or close a connection of a sticky service --- */
+
+struct lb_affinity_key {
+	struct lb_addr addr;	/* of the client */
+	__u16 service;
+	__u16 reserved[3];
+};
+
+struct lb_affinity {
+	__u16 backend;
+	__u16 reserved;
+	__u32 last;	/* jiffies >> clock_shift, 32 bits, when a connection of the client was last known to live */
 };
 
 /* --- next hops --- */
@@ -185,7 +216,7 @@ enum lb_phase {
 enum lb_state_layout {
 	LB_STATE_BACKEND_SHIFT = 0,		/* 16 bits */
 	LB_STATE_PHASE_SHIFT = 16,		/* 3 bits, enum lb_phase */
-	LB_STATE_COUNTED_SHIFT = 19,		/* reserved for the count of live connections */
+	LB_STATE_COUNTED_SHIFT = 19,		/* it is in its backend's load */
 	LB_STATE_CLIENT_CLOSED_SHIFT = 20,	/* FIN of the client seen */
 	LB_STATE_BACKEND_CLOSED_SHIFT = 21,	/* FIN of the backend seen */
 	LB_STATE_EXPIRED_SHIFT = 22,		/* a sweep found it over its timeout; a hit clears it */
@@ -254,6 +285,9 @@ _Static_assert(sizeof(struct lb_backend) == LB_LINE, "a backend is one line");
 _Static_assert(sizeof(struct lb_nexthop) == LB_LINE, "a next hop is one line");
 _Static_assert(sizeof(struct lb_bucket) == LB_LINE, "a bucket of connections is one line");
 _Static_assert(sizeof(struct lb_backend_counters) == LB_LINE, "a backend's counters are one line");
+_Static_assert(sizeof(struct lb_backend_load) == 16, "loads are packed: a scan meets many");
+_Static_assert(sizeof(struct lb_affinity_key) == 24, "no hidden padding in a hash key");
+_Static_assert(sizeof(struct lb_affinity) == 8, "no hidden padding in a hash value");
 _Static_assert(sizeof(struct lb_neighbour_key) == 12, "no hidden padding in a hash key");
 _Static_assert(sizeof(struct lb_settings) == 88, "settings");
 _Static_assert((LB_CLASS_ERROR + 1) << LB_REASON_BITS == LB_REASON_SLOTS, "a counter for each reason");

@@ -134,6 +134,8 @@ fn bad_settings() {
             "--scheduler \"fastest\": there is no such",
             "weighted-round-robin (wrr)",
         ),
+        ("eth0 --sticky 3h", "--sticky \"3h\": it is outside 1s to 2h", "0 for not at all"),
+        ("eth0 --stick 3m", "--stick: there is no such option", "--sticky 10m"),
         ("eth0 --xdp-mode fast", "--xdp-mode \"fast\": there is no such mode", "auto, native or skb"),
         ("eth0 --pin-dir pins", "--pin-dir \"pins\": it is a relative path", "/sys/fs/bpf/xdp_lb"),
         ("eth0 --stats-interval 99ms", "--stats-interval \"99ms\": it is outside 100ms", "0 for never"),

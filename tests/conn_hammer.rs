@@ -1,6 +1,6 @@
 //! The connection table under concurrent use: two CPUs hammer the same few buckets with look-ups, inserts, evictions,
 //! promotions, closes and deletions while the sweep of user space runs. A state of another key is never returned, and a
-//! confirmed entry is never lost.
+//! confirmed entry is never lost, and in the end the loads are those of the entries.
 //!
 //! `XDP_LB_HAMMER_OPS` sets the number of operations (40,000,000), for instance to 1e9.
 
@@ -20,9 +20,10 @@ use libbpf_rs::{MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, Progra
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use xdp_lb::dataplane::types::{
-    lb_bucket, lb_conn, lb_nexthop, lb_phase, lb_profile, lb_settings, lb_state_layout,
+    lb_backend, lb_backend_flags, lb_backend_load, lb_bucket, lb_conn, lb_nexthop, lb_phase, lb_profile,
+    lb_settings, lb_state_layout,
 };
-use xdp_lb::dataplane::{Rows, Sweeper};
+use xdp_lb::dataplane::{Loads, Rows, Sweeper, Walked};
 
 const OPERATIONS: f64 = 40e6;
 /// Longer runs begin again with other keys after so many.
@@ -37,6 +38,7 @@ const REPEAT: u32 = 256;
 
 // As in conn_hammer.bpf.c.
 const PINNED: u64 = 4;
+const BACKENDS: u16 = 1000;
 const EPOCH_STRIDE: usize = 8;
 const EPOCH_SWEEPER: usize = WORKERS as usize * EPOCH_STRIDE;
 const EPOCH_CLOCK: usize = EPOCH_SWEEPER + EPOCH_STRIDE;
@@ -50,10 +52,20 @@ const PER_BUCKET: usize = size_of::<lb_bucket>() / ENTRY;
 const STATE: usize = offset_of!(lb_conn, state);
 
 /// What a round must have none of.
-const FAULTS: [&str; 6] =
-    ["wrong_pairing", "lost_pinned", "lost_session", "expired_live", "left_claimed", "not_set_up"];
+const FAULTS: [&str; 9] = [
+    "wrong_pairing",
+    "lost_pinned",
+    "lost_session",
+    "expired_live",
+    "left_claimed",
+    "not_set_up",
+    "loads_off",
+    "counted_dead",
+    "uncounted_live",
+];
 /// What shows that the rounds were about anything.
-const SIGNS: [&str; 10] = [
+const SIGNS: [&str; 11] = [
+    "counted",
     "hits",
     "misses",
     "inserts",
@@ -163,6 +175,8 @@ struct Round {
     connections: Rows<lb_bucket>,
     /// None is valid: the sweep takes the entries' next hops away.
     nexthops: Rows<lb_nexthop>,
+    backends: Rows<lb_backend>,
+    loads: Rows<lb_backend_load>,
     epochs: Rows<u64>,
 }
 
@@ -174,6 +188,7 @@ impl Round {
         for mut map in open.maps_mut() {
             match map.name().to_str() {
                 Some("connections") => map.set_max_entries(buckets)?,
+                Some("backends" | "backend_loads") => map.set_max_entries(u32::from(BACKENDS) + 1)?,
                 Some(name) if name.ends_with(".rodata") => {
                     let rodata = map.initial_value_mut().context("no .rodata")?;
                     let row = &mut rodata[offset(&btf, "lb_settings")?..][..size_of::<lb_settings>()];
@@ -187,7 +202,40 @@ impl Round {
         let connections = Rows::map(map(&object, "connections")?)?;
         let nexthops = Rows::map(map(&object, "nexthops")?)?;
         let epochs = Rows::map(map(&object, "hammer_epochs")?)?;
-        Ok(Round { settings, members: members(&btf)?, connections, nexthops, epochs, object })
+        let (backends, loads) =
+            (Rows::map(map(&object, "backends")?)?, Rows::map(map(&object, "backend_loads")?)?);
+        let round = Round {
+            settings,
+            members: members(&btf)?,
+            connections,
+            nexthops,
+            backends,
+            loads,
+            epochs,
+            object,
+        };
+        round.count_some(0);
+        Ok(round)
+    }
+
+    /// Of three backends one is never counted, one always, and one at every other time.
+    fn count_some(&self, time: u64) {
+        const COUNTED: u8 = lb_backend_flags::LB_BACKEND_COUNTED.0 as u8;
+        for backend in 1..=usize::from(BACKENDS) {
+            let counted = is_always_counted(backend) || (backend % 3 == 2 && time % 2 == 0);
+            if let Some(flags) = self.backends.byte(backend, offset_of!(lb_backend, flags)) {
+                flags.store(if counted { COUNTED } else { 0 }, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn walked(&self) -> Walked<'_> {
+        Walked {
+            connections: &self.connections,
+            backends: &self.backends,
+            loads: Loads(&self.loads),
+            nexthops: &self.nexthops,
+        }
     }
 
     /// Sets up, hammers until each worker has done its share of operations, and looks at what is left.
@@ -220,20 +268,45 @@ impl Round {
         add(&mut counts, self.counts(1)?);
         counts.insert("sweeps".to_owned(), sweeps.unwrap_or(0));
         counts.insert("left_claimed".to_owned(), self.claimed());
+        self.compare_loads(&mut counts);
         counts.insert("milliseconds".to_owned(), milliseconds);
         Ok(counts)
     }
 
+    /// The counted bits and the loads, once nobody writes.
+    fn compare_loads(&self, counts: &mut Counts) {
+        let census = Sweeper::new(self.walked(), self.settings, 0).count();
+        let entries = |backend: u16| census.counted.get(usize::from(backend)).map_or(0, |c| c.entries as i64);
+        let off = |backend: &u16| Loads(&self.loads).load(*backend) != entries(*backend);
+        counts.insert("loads_off".to_owned(), (0..=BACKENDS).filter(off).count() as u64);
+        counts.insert("counted".to_owned(), (0..=BACKENDS).map(|backend| entries(backend) as u64).sum());
+        for name in ["counted_dead", "uncounted_live"] {
+            counts.insert(name.to_owned(), 0);
+        }
+        for state in self.states() {
+            let bit = |layout: lb_state_layout| state >> layout.0 & 1 == 1;
+            let counted = bit(lb_state_layout::LB_STATE_COUNTED_SHIFT);
+            let live = matches!(phase(state), 1..=5) && !bit(lb_state_layout::LB_STATE_EXPIRED_SHIFT);
+            let fault = match (counted, live) {
+                (true, false) => "counted_dead",
+                (false, true) if is_always_counted(usize::from(state as u16)) => "uncounted_live",
+                _ => continue,
+            };
+            *counts.entry(fault.to_owned()).or_default() += 1;
+        }
+    }
+
     /// Slots that are CLAIMED; none may be once nobody writes.
     fn claimed(&self) -> u64 {
-        let in_phase = |state: u64| state >> lb_state_layout::LB_STATE_PHASE_SHIFT.0 & 7;
+        let claimed = u64::from(lb_phase::LB_PHASE_CLAIMED.0);
+        self.states().filter(|state| phase(*state) == claimed).count() as u64
+    }
+
+    fn states(&self) -> impl Iterator<Item = u64> {
         (0..self.connections.len())
             .flat_map(|bucket| (0..PER_BUCKET).map(move |slot| (bucket, slot * ENTRY + STATE)))
             .filter_map(|(bucket, offset)| self.connections.word(bucket, offset))
-            .filter(|state| {
-                in_phase(state.load(Ordering::Acquire)) == u64::from(lb_phase::LB_PHASE_CLAIMED.0)
-            })
-            .count() as u64
+            .map(|state| state.load(Ordering::Acquire))
     }
 
     fn work(&self, worker: u8, cpu: usize, share: u64) -> Result<()> {
@@ -258,6 +331,7 @@ impl Round {
                 self.sweep_once()?;
             }
             sweeps += BURST;
+            self.count_some(sweeps / BURST);
             let again = Rows::<lb_bucket>::map(MapHandle::try_from(self.connections.handle())?)?;
             again.get(0);
             drop(again);
@@ -271,7 +345,7 @@ impl Round {
         self.set_epoch(EPOCH_SWEEPER, EPOCH_ENTERING);
         let now = self.epochs.word(EPOCH_CLOCK, 0).context("no clock")?.load(Ordering::SeqCst);
         self.set_epoch(EPOCH_SWEEPER, EPOCH_RUNNING | now);
-        let census = Sweeper::new(&self.connections, &self.nexthops, self.settings, now as u16).sweep();
+        let census = Sweeper::new(self.walked(), self.settings, now as u16).sweep(|_| {});
         self.set_epoch(EPOCH_SWEEPER, EPOCH_IDLE);
         let confirmed = census.confirmed;
         ensure!(confirmed >= PINNED, "a sweep counted {confirmed} confirmed entries, {PINNED} are pinned");
@@ -312,6 +386,14 @@ impl Round {
 fn map(object: &Object, name: &str) -> Result<MapHandle> {
     let map = object.maps().find(|map| map.name() == name).with_context(|| format!("no map {name}"))?;
     Ok(MapHandle::try_from(&map)?)
+}
+
+fn phase(state: u64) -> u64 {
+    state >> lb_state_layout::LB_STATE_PHASE_SHIFT.0 & 7
+}
+
+fn is_always_counted(backend: usize) -> bool {
+    backend % 3 == 1
 }
 
 /// Where a global lies in .rodata.

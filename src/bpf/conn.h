@@ -18,11 +18,14 @@
  */
 #define LB_HIDE(value) asm volatile("" : "+r"(value))
 
+#define LB_STATE_BACKEND (0xffffULL << LB_STATE_BACKEND_SHIFT)
+#define LB_STATE_COUNTED (1ULL << LB_STATE_COUNTED_SHIFT)
 #define LB_STATE_CLIENT_CLOSED (1ULL << LB_STATE_CLIENT_CLOSED_SHIFT)
 #define LB_STATE_BACKEND_CLOSED (1ULL << LB_STATE_BACKEND_CLOSED_SHIFT)
 #define LB_STATE_EXPIRED (1ULL << LB_STATE_EXPIRED_SHIFT)
 #define LB_STATE_UDP (1ULL << LB_STATE_UDP_SHIFT)
 #define LB_STATE_PHASE (7ULL << LB_STATE_PHASE_SHIFT)
+#define LB_STATE_TAG (0xffULL << LB_STATE_TAG_SHIFT)
 #define LB_STATE_NEXTHOP (0xffffULL << LB_STATE_NEXTHOP_SHIFT)
 #define LB_STATE_SEEN (0xffffULL << LB_STATE_SEEN_SHIFT)
 
@@ -43,6 +46,23 @@ static __always_inline __u32 lb_state_phase(__u64 state)
 static __always_inline int lb_state_is_entry(__u64 state)
 {
 	return lb_state_phase(state) - LB_PHASE_UNCONFIRMED <= LB_PHASE_CLOSED - LB_PHASE_UNCONFIRMED;
+}
+
+/* What loads count: neither closed nor found over its timeout by a sweep. */
+static __always_inline int lb_state_is_live(__u64 state)
+{
+	return lb_state_phase(state) - LB_PHASE_UNCONFIRMED <= LB_PHASE_REVIVING - LB_PHASE_UNCONFIRMED &&
+	       !(state & LB_STATE_EXPIRED);
+}
+
+/* The counted bit as it should be, by the flags of the entry's backend: set for a live entry of a backend that is counted,
+ * cleared when the entry ends. A live one that was counted stays so, whatever became of the service's scheduler.
+ */
+static __always_inline __u64 lb_state_count(__u64 state, __u8 backend_flags)
+{
+	if (!(backend_flags & LB_BACKEND_COUNTED) && !(state & LB_STATE_COUNTED))
+		return state;
+	return lb_state_is_live(state) ? state | LB_STATE_COUNTED : state & ~LB_STATE_COUNTED;
 }
 
 static __always_inline __u8 lb_state_tag(__u64 state)
@@ -82,11 +102,17 @@ static __always_inline __u64 lb_state_new(__u16 backend, __u8 tag, __u16 nexthop
 	       (__u64)nexthop << LB_STATE_NEXTHOP_SHIFT | (__u64)now << LB_STATE_SEEN_SHIFT;
 }
 
-static __always_inline __u16 lb_now(void)
+/* The clock of client affinity, which must not wrap within months; the table's is its low half. */
+static __always_inline __u32 lb_now_long(void)
 {
 	if (lb_profile.test_clock)
 		return LB_READ_ONCE(lb_test_now);
 	return bpf_jiffies64() >> lb_settings.clock_shift;
+}
+
+static __always_inline __u16 lb_now(void)
+{
+	return lb_now_long();
 }
 
 static __always_inline __u64 lb_conn_key(__be32 client, __be16 port, __u16 service)
@@ -156,9 +182,36 @@ static __always_inline struct lb_conn *lb_conn_find(struct lb_conn_ref *ref, __u
 	return conn ? conn : lb_conn_in(ref->second, ref->key, ref->tag, state);
 }
 
+/* Brings loads in line with a swap; only its winner calls this. After the swap, so that a swap that fails costs nothing:
+ * a load may be off, below 0 too, for as long as this takes.
+ */
+static __always_inline void lb_load_follow(__u64 from, __u64 to)
+{
+	struct lb_backend_load *load;
+	__u32 index;
+
+	if (!((from | to) & LB_STATE_COUNTED) || !((from ^ to) & (LB_STATE_COUNTED | LB_STATE_BACKEND)))
+		return;
+	if (from & LB_STATE_COUNTED) {
+		index = lb_state_backend(from);
+		load = bpf_map_lookup_elem(&backend_loads, &index);
+		if (load)
+			__sync_fetch_and_add(&load->ended, 1);
+	}
+	if (to & LB_STATE_COUNTED) {
+		index = lb_state_backend(to);
+		load = bpf_map_lookup_elem(&backend_loads, &index);
+		if (load)
+			__sync_fetch_and_add(&load->opened, 1);
+	}
+}
+
 static __always_inline int lb_conn_swap(struct lb_conn *conn, __u64 from, __u64 to)
 {
-	return __sync_val_compare_and_swap(&conn->state, from, to) == from;
+	if (__sync_val_compare_and_swap(&conn->state, from, to) != from)
+		return 0;
+	lb_load_follow(from, to);
+	return 1;
 }
 
 /* --- rating of slots, without branches --- */
@@ -363,20 +416,23 @@ static __always_inline __u64 lb_state_after_backend(__u64 state, __u8 proto, __u
 	return fresh;
 }
 
+/* The load and the client's record follow a packet that changed more than the time (affinity.h). */
+int lb_conn_follow(__u64 key, __u64 from, __u64 to);
+
 /* Brings an entry from the state it was found in to the one after this packet: a plain store if only the time differs,
- * else a compare-and-swap, tried again on what another CPU made of the same connection meanwhile. `nexthop` towards the
- * client is noted if it is not 0.
+ * else a compare-and-swap, tried again on what another CPU made of the same connection meanwhile. `backend` is the
+ * entry's; `nexthop` towards the client is noted if it is not 0.
  */
 static __always_inline void lb_conn_update(struct lb_conn *conn, __u64 key, __u64 state, struct lb_packet *pkt,
-					   __u16 nexthop)
+					   const struct lb_backend *backend, __u16 nexthop)
 {
-	const __u16 backend = lb_state_backend(state);
-
 	for (int try = 0; try < LB_UPDATE_TRIES; try++) {
 		__u64 want = pkt->to_client ? lb_state_after_backend(state, pkt->proto, pkt->tcp_flags, pkt->now) :
 					      lb_state_after_client(state, pkt->proto, pkt->tcp_flags, pkt->now);
 		__u64 seen;
 
+		/* The flags are read anew each time: the verifier's stack is too small to keep them. */
+		want = lb_state_count(want, LB_READ_ONCE(backend->flags));
 		if (nexthop)
 			want = lb_state_via(want, nexthop);
 		if (!((want ^ state) & ~LB_STATE_SEEN)) {
@@ -385,10 +441,13 @@ static __always_inline void lb_conn_update(struct lb_conn *conn, __u64 key, __u6
 			return;
 		}
 		seen = __sync_val_compare_and_swap(&conn->state, state, want);
-		if (seen == state)
+		if (seen == state) {
+			if ((want | state) & LB_STATE_COUNTED || LB_READ_ONCE(backend->flags) & LB_BACKEND_STICKY)
+				lb_conn_follow(key, state, want);
 			return;
-		if (LB_READ_ONCE(conn->key) != key || lb_state_backend(seen) != backend ||
-		    lb_state_tag(seen) != lb_state_tag(state) || !lb_state_is_entry(seen))
+		}
+		if (LB_READ_ONCE(conn->key) != key || (seen ^ state) & (LB_STATE_BACKEND | LB_STATE_TAG) ||
+		    !lb_state_is_entry(seen))
 			return;
 		state = seen;
 	}

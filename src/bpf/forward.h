@@ -88,7 +88,7 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 	}
 	if (conn && lb_goes_on(pkt, state, backend, service)) {
 		if (!lb_confirms_blindly(ctx, pkt, state))
-			lb_conn_update(conn, key, state, pkt, 0);
+			lb_conn_update(conn, key, state, pkt, backend, 0);
 	} else {
 		chosen = lb_admit(ctx, pkt, service, key, state);
 		if (chosen <= 0)

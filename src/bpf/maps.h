@@ -11,7 +11,7 @@
 struct lb_profile {
 	__u8 skb_mode;		/* attached in SKB mode: partial checksums stay partial */
 	__u8 partial_possible;	/* frames of local senders may arrive with partial checksums */
-	__u8 test_clock;	/* the table's clock is lb_test_now */
+	__u8 test_clock;	/* the table's clock is lb_test_now, a random number lb_test_random */
 	__u8 stack;		/* everything that is translated is left to the kernel to deliver */
 	__u8 reserved[4];
 };
@@ -19,8 +19,9 @@ struct lb_profile {
 const volatile struct lb_profile lb_profile = {};
 const volatile struct lb_settings lb_settings = {};
 
-/* The table's clock under test. */
-__u16 lb_test_now;
+/* The table's clock, and chance, under test. */
+__u32 lb_test_now;
+__u32 lb_test_random;
 
 /* Always 0, which the verifier does not know. */
 __u32 lb_opaque_zero;
@@ -71,6 +72,22 @@ struct {
 	__type(key, __u32);
 	__type(value, struct lb_backend);
 } backends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_backend_load);
+} backend_loads SEC(".maps");
+
+/* Which backend a client is to come back to. The least recently used give way where there are too many. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct lb_affinity_key);
+	__type(value, struct lb_affinity);
+} affinity SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -16,11 +16,6 @@ struct lb_new {
 	__u8 made;	/* out: the entry is this packet's, not another CPU's */
 };
 
-static __always_inline int lb_backend_takes_new(const struct lb_backend *backend, __u16 service)
-{
-	return LB_READ_ONCE(backend->state) == LB_BACKEND_UP && backend->service == service;
-}
-
 /* Whether the client's address and port already talk to this backend through another service: its replies could not be
  * told apart. Returns 1 if so, 0 if not. An entry that is closed or over its timeout gives way: its replies would be
  * taken for those of the new connection, or these for its.
@@ -57,6 +52,13 @@ __noinline int lb_tuple_in_use(struct lb_new *new, __u32 index)
 	return 0;
 }
 
+static __always_inline __u8 lb_backend_flags_of(__u32 index)
+{
+	struct lb_backend *backend = bpf_map_lookup_elem(&backends, &index);
+
+	return backend ? backend->flags : 0;
+}
+
 /* Where on the service's ring the connection starts to look. */
 static __always_inline __u32 lb_ring_position(const struct lb_service *service, const struct lb_new *new, __u32 length)
 {
@@ -76,12 +78,22 @@ static __always_inline __u32 lb_ring_position(const struct lb_service *service, 
 	}
 }
 
-/* The backend for a new connection, or minus the reason why there is none. */
+/* Whether a backend takes this connection: 0, or why not. */
+static __always_inline int lb_refuses(struct lb_new *new, __u32 candidate)
+{
+	struct lb_backend *backend = bpf_map_lookup_elem(&backends, &candidate);
+
+	if (!backend || !lb_backend_takes_new(backend, new->service))
+		return LB_DROP_NO_BACKEND;
+	return backend->flags & LB_BACKEND_SHARED && lb_tuple_in_use(new, candidate) ? LB_DROP_TUPLE_IN_USE : 0;
+}
+
+/* The backend for a new connection by the service's scheduler, or minus the reason why there is none. */
 __noinline int lb_select(struct lb_new *new)
 {
-	struct lb_service *service;
+	int reason = LB_DROP_NO_BACKEND, refused;
 	__u32 offset, length, position, index;
-	int reason = LB_DROP_NO_BACKEND;
+	struct lb_service *service;
 	__u64 ring;
 
 	if (!new)
@@ -96,21 +108,26 @@ __noinline int lb_select(struct lb_new *new)
 	if (!length)
 		return -LB_DROP_NO_BACKEND;
 	position = lb_ring_position(service, new, length);
+	if (service->scheduler == LB_SCHEDULER_LEAST_CONN) {
+		index = lb_least_loaded(index, position);
+		refused = lb_refuses(new, index);
+		if (!refused)
+			return index;
+		reason = refused;
+	}
 	for (int i = 0; i <= LB_SELECT_RETRIES; i++) {
 		__u32 line = offset + position / LB_SLOTS_PER_LINE;
 		struct lb_ring_line *slots = bpf_map_lookup_elem(&rings, &line);
-		struct lb_backend *backend;
 		__u32 candidate;
 
 		if (!slots)
 			return -LB_ERROR_TABLES;
 		candidate = LB_READ_ONCE(slots->backend[position % LB_SLOTS_PER_LINE]);
-		backend = bpf_map_lookup_elem(&backends, &candidate);
-		if (backend && lb_backend_takes_new(backend, new->service)) {
-			if (!(backend->flags & LB_BACKEND_SHARED) || !lb_tuple_in_use(new, candidate))
-				return candidate;
-			reason = LB_DROP_TUPLE_IN_USE;
-		}
+		refused = lb_refuses(new, candidate);
+		if (!refused)
+			return candidate;
+		if (refused == LB_DROP_TUPLE_IN_USE)
+			reason = refused;
 		position = position + 1 == length ? 0 : position + 1;
 	}
 	return -reason;
@@ -137,12 +154,15 @@ __noinline int lb_connect(struct xdp_md *ctx, struct lb_new *new)
 
 	if (!new || lb_conn_refer(&ref, new->key))
 		return -LB_ERROR_TABLES;
-	backend = lb_select(new);
+	backend = lb_affinity_backend(new->client, new->service);
+	if (!backend || lb_refuses(new, backend))
+		backend = lb_select(new);
 	if (backend < 0)
 		return backend;
 	if (!lb_profile.stack)
 		lb_hop_by_fib(ctx, &hop, new->vip, new->client);
 	state = lb_state_new(backend, ref.tag, hop.index, new->proto, new->now);
+	state = lb_state_count(state, lb_backend_flags_of(backend));
 
 	conn = lb_conn_find(&ref, &old);
 	if (!conn) {

@@ -22,6 +22,8 @@
 #include "nexthop.h"
 #include "partial.h"
 #include "nat.h"
+#include "affinity.h"
+#include "least.h"
 #include "select.h"
 #include "forward.h"
 #include "reply.h"

@@ -21,6 +21,9 @@ Examples:
         --backend 10.0.0.10:53 --backend 10.0.0.11:53
   Would it work here?
     xdp-lb eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080 --check-only
+  Long connections to the least busy server, a client kept on its server for ten minutes:
+    sudo xdp-lb eth0 --vip 192.168.1.100:443 --scheduler least-conn --sticky 10m \\
+        --backend 10.0.0.10:443:2 --backend 10.0.0.11:443
   What it is doing:
     sudo xdp-lb status
 
@@ -65,9 +68,13 @@ pub(super) struct Run {
     /// A server behind it, 1 to 64 times; weights are 1 to 100 [default weight: 1]
     #[arg(long, value_name = "ADDR:PORT[:WEIGHT]")]
     pub(super) backend: Vec<OsString>,
-    /// round-robin (rr), weighted-round-robin (wrr), ip-hash (sh), maglev (mh) [default: wrr]
-    #[arg(long, value_name = "NAME")]
+    /// round-robin (rr), weighted-round-robin (wrr), ip-hash (sh), maglev (mh),
+    /// least-conn (lc) [default: wrr]
+    #[arg(long, value_name = "NAME", verbatim_doc_comment)]
     pub(super) scheduler: Option<OsString>,
+    /// How long a client stays on its backend after its last connection; 0 for not [default: 0]
+    #[arg(long, value_name = "DURATION")]
+    pub(super) sticky: Option<OsString>,
     /// auto (native, else skb with a warning), native or skb [default: auto]
     #[arg(long, value_name = "MODE")]
     pub(super) xdp_mode: Option<OsString>,

@@ -288,12 +288,25 @@ pub(super) fn stats_interval(value: &OsStr) -> Result<Option<Duration>, Fault> {
 /// Within [`Timeouts::MIN`] and [`Timeouts::MAX`].
 pub(super) fn timeout(value: &OsStr, default: Duration) -> Result<Duration, Fault> {
     let right = humantime::format_duration(default).to_string();
-    let timeout = duration(value, &right)?;
+    in_range(duration(value, &right)?, &right)
+}
+
+fn in_range(timeout: Duration, right: &str) -> Result<Duration, Fault> {
     if (Timeouts::MIN..=Timeouts::MAX).contains(&timeout) {
         return Ok(timeout);
     }
     let [min, max] = [Timeouts::MIN, Timeouts::MAX].map(humantime::format_duration);
     Err(Fault::new(format!("it is outside {min} to {max}"), right))
+}
+
+/// As a timeout; zero is not at all.
+pub(super) fn sticky(value: &OsStr) -> Result<Option<Duration>, Fault> {
+    let right = "10m, or 0 for not at all";
+    let sticky = duration(value, right)?;
+    if sticky.is_zero() {
+        return Ok(None);
+    }
+    in_range(sticky, right).map(Some)
 }
 
 /// Seconds, or humantime's syntax.

@@ -149,7 +149,7 @@ fn schedulers_by_both_names() {
     }
     let got = complaint(scheduler(word("least")));
     assert!(
-        got.contains("; write round-robin (rr), weighted-round-robin (wrr), ip-hash (sh) or maglev (mh)"),
+        got.contains("; write round-robin (rr), weighted-round-robin (wrr), ip-hash (sh), maglev (mh) or least-conn (lc)"),
         "{got}"
     );
 }
@@ -226,6 +226,18 @@ fn timeouts_in_range() {
         assert_eq!(complaint(timeout(word(text), default)), "it is outside 1s to 2h; write 5m", "{text}");
     }
     assert!(complaint(timeout(word("soon"), default)).starts_with("it is not a duration"));
+}
+
+#[test]
+fn sticky_times() {
+    for (text, secs) in [("1", Some(1)), ("10m", Some(600)), ("2h", Some(7200)), ("0", None), ("0s", None)] {
+        assert_eq!(sticky(word(text)), Ok(secs.map(Duration::from_secs)), "{text}");
+    }
+    for text in ["999ms", "7201", "1day"] {
+        let got = complaint(sticky(word(text)));
+        assert_eq!(got, "it is outside 1s to 2h; write 10m, or 0 for not at all", "{text}");
+    }
+    assert!(complaint(sticky(word("yes"))).starts_with("it is not a duration"));
 }
 
 #[test]

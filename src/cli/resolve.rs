@@ -38,6 +38,7 @@ fn run(args: &Run) -> Result<Config, Usage> {
     let vip = option("--vip", args.vip.as_deref(), parse::vip)?;
     let backends = backends(args, vip.as_ref())?;
     let scheduler = option("--scheduler", args.scheduler.as_deref(), parse::scheduler)?;
+    let sticky = option("--sticky", args.sticky.as_deref(), parse::sticky)?.flatten();
     let xdp_mode = option("--xdp-mode", args.xdp_mode.as_deref(), parse::xdp_mode)?;
     let deliver = option("--deliver", args.deliver.as_deref(), parse::deliver)?;
     let pin_dir = pin_dir(args.pin_dir.as_deref())?;
@@ -54,6 +55,7 @@ fn run(args: &Run) -> Result<Config, Usage> {
         vip: vip.address,
         protocol,
         scheduler: scheduler.unwrap_or_default(),
+        sticky,
         backends: backends.clone(),
     };
     Ok(Config {

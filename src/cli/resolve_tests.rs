@@ -33,7 +33,7 @@ fn the_shortest_run_has_the_defaults() {
     assert_eq!(config.services.len(), 1);
     let service = &config.services[0];
     assert_eq!((service.vip.to_string().as_str(), service.protocol), ("192.168.1.100:80", Protocol::Tcp));
-    assert_eq!(service.scheduler, Scheduler::WeightedRoundRobin);
+    assert_eq!((service.scheduler, service.sticky), (Scheduler::WeightedRoundRobin, None));
     assert_eq!(service.backends.iter().map(Backend::to_string).collect::<Vec<_>>(), ["10.0.0.10:8080:1"]);
     assert_eq!((config.xdp_mode, config.deliver), (XdpMode::Auto, Deliver::Auto));
     assert_eq!(config.pin_dir, PathBuf::from("/sys/fs/bpf/xdp_lb"));
@@ -56,7 +56,7 @@ fn checking_takes_what_running_takes() {
 fn every_option_reaches_the_model() {
     let config = config(
         "--interface status --vip 10.1.1.1:53/any --backend 10.0.0.10:53:3 --backend 10.0.0.11:53 \
-         --scheduler mh --xdp-mode skb --deliver stack --pin-dir /sys/fs/bpf/other --stats-interval 0 \
+         --scheduler mh --sticky 90 --xdp-mode skb --deliver stack --pin-dir /sys/fs/bpf/other --stats-interval 0 \
          --assign-vip --max-connections 1_000 \
          --timeout-established 1h --timeout-unconfirmed 2s --timeout-closing 3s --timeout-udp 4",
     );
@@ -65,6 +65,7 @@ fn every_option_reaches_the_model() {
     assert_eq!(protocols, [Protocol::Tcp, Protocol::Udp]);
     for service in &config.services {
         assert_eq!(service.scheduler, Scheduler::Maglev);
+        assert_eq!(service.sticky, Some(Duration::from_secs(90)));
         assert_eq!(service.backends, config.services[0].backends);
         assert_eq!(service.backends.len(), 2);
     }

@@ -18,7 +18,7 @@ pub fn status(pin_dir: &Path, json: bool) -> Result<()> {
     })?;
     let settings = tables.settings()?;
     let now = Clock::load()?.now(settings.clock_shift)?;
-    let census = Sweeper::new(&tables.connections, &tables.nexthops, settings, now).count();
+    let census = Sweeper::new(tables.walked(), settings, now).count();
     let snapshot = Snapshot::take(&tables, &census)?;
     let text = match json {
         true => {

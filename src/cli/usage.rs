@@ -15,11 +15,12 @@ const RUN_EXAMPLE: &str = "xdp-lb eth0 --vip 192.168.1.100:80 --backend 10.0.0.1
 const TRY_HELP: &str = "Try 'xdp-lb --help' for all options and examples.";
 
 /// A right use of each option that takes a value.
-const EXAMPLES: [(&str, &str); 13] = [
+const EXAMPLES: [(&str, &str); 14] = [
     ("--interface", "eth0"),
     ("--vip", "192.168.1.100:80"),
     ("--backend", "10.0.0.10:8080:50"),
     ("--scheduler", "weighted-round-robin"),
+    ("--sticky", "10m"),
     ("--xdp-mode", "auto"),
     ("--deliver", "auto"),
     ("--pin-dir", super::DEFAULT_PIN_DIR),

@@ -175,7 +175,7 @@ fn banner(running: &Running<'_>) -> String {
     let Running { config, plane, network, interfaces, deliveries, .. } = running;
     let mut text = format!("xdp-lb {}\n", env!("CARGO_PKG_VERSION"));
     for service in &config.services {
-        text += &format!("service {}/{}, {}\n", service.vip, service.protocol, service.scheduler);
+        text += &format!("service {}/{}, {}\n", service.vip, service.protocol, service.how());
     }
     for backend in plane.backends() {
         text += &format!("  backend {}, {}\n", backend.address, network.describe(*backend));

@@ -14,7 +14,7 @@ use super::warnings::Warnings;
 use super::watch::Watch;
 use super::{Wake, say};
 use crate::config::Config;
-use crate::dataplane::{Census, PinDir, Plane};
+use crate::dataplane::{Census, PinDir, Plane, sweep_interval};
 use crate::metrics::{Snapshot, render};
 use crate::net::Changes;
 use crate::preflight::{self, Level};
@@ -25,8 +25,6 @@ const NETWORK_INTERVAL: Duration = Duration::from_secs(1);
 const NETWORK_PAUSE: Duration = Duration::from_millis(100);
 /// How often neighbours are asked for that packets met and the kernel did not know.
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
-/// How often connections over their timeout are marked; the table's clock would allow ten minutes.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Everything that a running instance holds.
 pub struct Running<'a> {
@@ -60,10 +58,11 @@ impl Running<'_> {
     /// Runs until it is told to stop. What fails meanwhile is said and tried again: what works goes on.
     pub fn run(&mut self, wakes: &Receiver<Wake>) {
         let start = Instant::now();
+        let sweeps = sweep_interval(&self.config.services);
         let mut due = Due {
             ask: start,
             network: start,
-            sweep: start + SWEEP_INTERVAL,
+            sweep: start + sweeps,
             report: self.config.stats_interval.map(|interval| start + interval),
         };
         let mut report = Report::new(start);
@@ -95,7 +94,7 @@ impl Running<'_> {
             if reported || now >= due.sweep {
                 let failed = self.sweep(reported.then_some(&mut report), now).err();
                 self.warnings.are("sweep", failed.map(|error| format!("{error:#}")));
-                due.sweep = now + SWEEP_INTERVAL;
+                due.sweep = now + sweeps;
                 if reported {
                     due.report = self.config.stats_interval.map(|interval| now + interval);
                 }
@@ -142,6 +141,12 @@ impl Running<'_> {
     fn sweep(&mut self, report: Option<&mut Report>, now: Instant) -> Result<()> {
         let census = self.plane.sweep()?;
         self.network.swept(&mut self.plane, &census.nexthops)?;
+        if census.corrected > 0 {
+            crate::note!(
+                "warning: the loads of least connections were off by {}: corrected",
+                census.corrected
+            );
+        }
         let troubles = self.watch.table(&self.plane, &census, self.config.max_connections, now)?;
         self.warnings.are("table", troubles);
         report.map_or(Ok(()), |report| report.print(&self.plane, &census, now))

@@ -1,12 +1,15 @@
 use std::mem::offset_of;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::affinity::Client;
 use super::hash::{candidates, hash};
+use super::loads::{Counted, Loads};
 use super::mapped::Rows;
 use super::nexthops::NamedRows;
 use super::types::{
-    lb_bucket, lb_constants as constants, lb_nexthop, lb_nexthop_flags, lb_phase, lb_settings,
-    lb_state_layout as layout,
+    lb_backend, lb_backend_flags as flag, lb_bucket, lb_constants as constants, lb_nexthop, lb_nexthop_flags,
+    lb_phase, lb_settings, lb_state_layout as layout,
 };
 
 const PER_BUCKET: usize = constants::LB_CONNS_PER_BUCKET.0 as usize;
@@ -60,6 +63,30 @@ impl State {
         !matches!(self.phase(), lb_phase::LB_PHASE_FREE | lb_phase::LB_PHASE_CLAIMED)
     }
 
+    /// What loads count, as the program sees it.
+    fn is_live(self) -> bool {
+        self.is_entry() && self.phase() != lb_phase::LB_PHASE_CLOSED && !self.expired()
+    }
+
+    fn is_confirmed(self) -> bool {
+        let unconfirmed = [lb_phase::LB_PHASE_UNCONFIRMED, lb_phase::LB_PHASE_ANSWERED];
+        self.is_live() && !unconfirmed.contains(&self.phase())
+    }
+
+    fn counted(self) -> bool {
+        self.field(layout::LB_STATE_COUNTED_SHIFT, 1) == 1
+    }
+
+    /// With the counted bit as it should be, by whether the entry's backend is counted.
+    fn count(self, backend_is_counted: bool) -> State {
+        let bit = 1 << layout::LB_STATE_COUNTED_SHIFT.0;
+        match self.is_live() {
+            true if backend_is_counted => State(self.0 | bit),
+            true => self,
+            false => State(self.0 & !bit),
+        }
+    }
+
     fn over_timeout(self, now: u16, timeouts: &[u16; 16]) -> bool {
         let age = now.wrapping_sub(self.field(layout::LB_STATE_SEEN_SHIFT, 0xffff) as u16);
         let udp = self.field(layout::LB_STATE_UDP_SHIFT, 1) as usize;
@@ -82,64 +109,114 @@ pub struct Census {
     pub slots: u64,
     /// The next hops' rows that entries name.
     pub nexthops: NamedRows,
+    /// What is in the loads, by backend index.
+    pub counted: Vec<Counted>,
+    /// By how many connections loads were found to have drifted, and corrected. Not 0 after a process was killed in the
+    /// middle of a sweep, or by a bug.
+    pub corrected: u64,
+}
+
+impl Census {
+    fn counted(&mut self, backend: u16) -> &mut Counted {
+        at(&mut self.counted, backend)
+    }
+}
+
+fn at<T: Clone + Default>(rows: &mut Vec<T>, backend: u16) -> &mut T {
+    let backend = usize::from(backend);
+    if rows.len() <= backend {
+        rows.resize(backend + 1, T::default());
+    }
+    &mut rows[backend]
+}
+
+/// The tables that a walk over the connections meets.
+#[derive(Clone, Copy)]
+pub struct Walked<'a> {
+    /// The connections.
+    pub connections: &'a Rows<lb_bucket>,
+    /// The backends that they name.
+    pub backends: &'a Rows<lb_backend>,
+    /// Their loads.
+    pub loads: Loads<'a>,
+    /// The next hops that connections name.
+    pub nexthops: &'a Rows<lb_nexthop>,
 }
 
 /// Walks over the connection table while packets change it.
 pub struct Sweeper<'a> {
-    rows: &'a Rows<lb_bucket>,
-    nexthops: &'a Rows<lb_nexthop>,
+    tables: Walked<'a>,
     settings: lb_settings,
     now: u16,
 }
 
 impl<'a> Sweeper<'a> {
     /// `now` is the time by the table's clock.
-    pub fn new(
-        rows: &'a Rows<lb_bucket>,
-        nexthops: &'a Rows<lb_nexthop>,
-        settings: lb_settings,
-        now: u16,
-    ) -> Sweeper<'a> {
-        Sweeper { rows, nexthops, settings, now }
+    pub fn new(tables: Walked<'a>, settings: lb_settings, now: u16) -> Sweeper<'a> {
+        Sweeper { tables, settings, now }
     }
 
     /// Counts, changing nothing.
     pub fn count(&self) -> Census {
-        self.walk(|_, _, state| state)
+        self.walk(|_, _, _, state| state)
     }
 
     /// Counts; marks as expired what is over its timeout, before its age wraps around (call it at least every ten minutes);
     /// and frees entries that can never be found, because the same key stands before them in its other candidate bucket
     /// or in the same one (two CPUs inserted it at the same instant). Next hops that are not valid any more are forgotten.
-    pub fn sweep(&self) -> Census {
-        self.walk(|bucket, slot, state| {
+    /// Loads follow, and entries made before their backend was counted are counted. `lives` is told of each live confirmed connection of a sticky service.
+    pub fn sweep(&self, mut lives: impl FnMut(Client)) -> Census {
+        self.walk(|census, bucket, slot, state| {
             let Some((key, word)) = self.entry(bucket, slot) else { return state };
-            let want = self.swept(bucket, slot, key, state);
-            if want == state {
-                return state;
+            let flags = self.backend_flags(state.backend());
+            let want = self.swept(bucket, slot, key, state, flags);
+            let left = if want == state { state } else { self.swap(census, word, state, want) };
+            if flags & flag::LB_BACKEND_STICKY.0 as u8 != 0 && left.is_confirmed() {
+                let address = Ipv4Addr::from((key as u32).to_ne_bytes());
+                lives(Client { address, service: (key >> 48) as u16 });
             }
-            // A swap that fails met a packet: the connection is not idle.
-            match word.compare_exchange(state.0, want.0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => want,
-                Err(met) => State(met),
-            }
+            left
         })
     }
 
     /// What a sweep makes of an entry.
-    fn swept(&self, bucket: usize, slot: usize, key: u64, state: State) -> State {
+    fn swept(&self, bucket: usize, slot: usize, key: u64, state: State, flags: u8) -> State {
         if self.hidden(bucket, slot, key) {
             return State(0);
         }
         let expires = !state.expired() && state.over_timeout(self.now, &self.settings.timeout);
         let state = if expires { state.expire() } else { state };
+        let state = state.count(flags & flag::LB_BACKEND_COUNTED.0 as u8 != 0);
         if self.is_valid(state.nexthop()) { state } else { state.forget_nexthop() }
     }
 
     fn is_valid(&self, nexthop: u16) -> bool {
-        let flags = self.nexthops.byte(usize::from(nexthop), offset_of!(lb_nexthop, flags));
+        let flags = self.tables.nexthops.byte(usize::from(nexthop), offset_of!(lb_nexthop, flags));
         let valid = lb_nexthop_flags::LB_NEXTHOP_VALID.0 as u8;
         flags.is_some_and(|flags| flags.load(Ordering::Acquire) & valid != 0)
+    }
+
+    /// Swaps an entry's state; if that wins, its load follows. A swap that fails met a packet: the connection is not idle.
+    /// Returns what is there now.
+    fn swap(&self, census: &mut Census, word: &AtomicU64, from: State, to: State) -> State {
+        match word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire) {
+            Err(met) => return State(met),
+            Ok(_) if from.counted() == to.counted() => {}
+            Ok(_) if to.counted() => {
+                self.tables.loads.opened(to.backend());
+                census.counted(to.backend()).opened += 1;
+            }
+            Ok(_) => {
+                self.tables.loads.ended(from.backend());
+                census.counted(from.backend()).ended += 1;
+            }
+        }
+        to
+    }
+
+    fn backend_flags(&self, backend: u16) -> u8 {
+        let flags = self.tables.backends.byte(usize::from(backend), offset_of!(lb_backend, flags));
+        flags.map_or(0, |flags| flags.load(Ordering::Relaxed))
     }
 
     /// The two buckets that a key may lie in, in the order in which they are searched.
@@ -148,9 +225,10 @@ impl<'a> Sweeper<'a> {
     }
 
     /// `each` returns the state that it leaves.
-    fn walk(&self, mut each: impl FnMut(usize, usize, State) -> State) -> Census {
-        let mut census = Census { slots: (self.rows.len() * PER_BUCKET) as u64, ..Census::default() };
-        for bucket in 0..self.rows.len() {
+    fn walk(&self, mut each: impl FnMut(&mut Census, usize, usize, State) -> State) -> Census {
+        let buckets = self.tables.connections.len();
+        let mut census = Census { slots: (buckets * PER_BUCKET) as u64, ..Census::default() };
+        for bucket in 0..buckets {
             for slot in 0..PER_BUCKET {
                 let Some((_, word)) = self.entry(bucket, slot) else { continue };
                 let state = State(word.load(Ordering::Acquire));
@@ -158,8 +236,11 @@ impl<'a> Sweeper<'a> {
                     continue;
                 }
                 self.note(&mut census, state);
-                let left = each(bucket, slot, state);
+                let left = each(&mut census, bucket, slot, state);
                 census.nexthops.note(left.nexthop());
+                if left.counted() {
+                    census.counted(left.backend()).entries += 1;
+                }
             }
         }
         census
@@ -179,16 +260,13 @@ impl<'a> Sweeper<'a> {
         } else {
             census.confirmed += 1;
         }
-        let backend = usize::from(state.backend());
-        if census.active.len() <= backend {
-            census.active.resize(backend + 1, 0);
-        }
-        census.active[backend] += 1;
+        *at(&mut census.active, state.backend()) += 1;
     }
 
     fn entry(&self, bucket: usize, slot: usize) -> Option<(u64, &AtomicU64)> {
-        let key = self.rows.word(bucket, slot * ENTRY + KEY)?.load(Ordering::Acquire);
-        Some((key, self.rows.word(bucket, slot * ENTRY + STATE)?))
+        let rows = self.tables.connections;
+        let key = rows.word(bucket, slot * ENTRY + KEY)?.load(Ordering::Acquire);
+        Some((key, rows.word(bucket, slot * ENTRY + STATE)?))
     }
 
     /// Whether a look-up of the key ends at another entry before it comes to this one.

@@ -73,16 +73,24 @@ impl Program {
     }
 
     /// Sets the connection table's clock of a program whose profile has a test clock.
-    pub(super) fn set_test_clock(&self, now: u16) -> Result<()> {
+    pub(super) fn set_test_clock(&self, now: u32) -> Result<()> {
+        self.set_global(offset_of!(types::bss, lb_test_now), now)
+    }
+
+    /// Sets what such a program takes for a random number.
+    pub(super) fn set_test_random(&self, number: u32) -> Result<()> {
+        self.set_global(offset_of!(types::bss, lb_test_random), number)
+    }
+
+    fn set_global(&self, at: usize, value: u32) -> Result<()> {
         let key = 0u32.to_ne_bytes();
         let mut globals = self
             .globals
             .lookup(&key, MapFlags::ANY)
             .context("could not read the program's globals")?
             .context("the program has no globals")?;
-        let at = offset_of!(types::bss, lb_test_now);
-        globals[at..at + size_of_val(&now)].copy_from_slice(&now.to_ne_bytes());
-        self.globals.update(&key, &globals, MapFlags::ANY).context("could not set the test clock")
+        globals[at..at + size_of_val(&value)].copy_from_slice(&value.to_ne_bytes());
+        self.globals.update(&key, &globals, MapFlags::ANY).context("could not set a global of the program")
     }
 
     /// Runs the program once on a frame (`BPF_PROG_TEST_RUN`), as if it had arrived on the interface with this index.

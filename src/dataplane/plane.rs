@@ -10,11 +10,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
+use super::affinity::Aging;
 use super::attach::{Attachment, Mode, is_taken, is_unsupported, pin, program_name, program_on};
 use super::clock::Clock;
 use super::connections::{Census, Sweeper};
 use super::directory::{Directory, addr_of};
 use super::load::{Profile, Program, Source, directory_lines, load};
+use super::loads::{Reconciler, recount};
 use super::nexthops::NextHops;
 use super::pin::PROGRAM_PREFIX;
 use super::rings::{self, RingArena};
@@ -46,6 +48,7 @@ pub struct Plane {
     nexthops: NextHops,
     backends: Vec<BackendId>,
     services: u16,
+    loads: Reconciler,
 }
 
 impl Plane {
@@ -59,8 +62,11 @@ impl Plane {
         let clock = Clock::load()?;
         let hz = clock.measure_hz()?;
         let backends = services.iter().map(|service| service.backends.len()).sum();
-        let ring_lines = services.iter().map(|service| rings::lines(ring_slots(service))).sum();
-        let capacity = Capacity::new(max_connections, services.len(), backends, ring_lines)?;
+        let ring_lines = services.iter().map(ring_lines).sum();
+        let mut capacity = Capacity::new(max_connections, services.len(), backends, ring_lines)?;
+        if services.iter().any(|service| service.sticky.is_some()) {
+            capacity = capacity.with_affinity(max_connections);
+        }
         let shift = Clock::shift(hz);
         let settings = lb_settings {
             abi: ABI,
@@ -84,6 +90,7 @@ impl Plane {
             nexthops: NextHops::default(),
             backends: Vec::new(),
             services: 0,
+            loads: Reconciler::default(),
         })
     }
 
@@ -137,6 +144,7 @@ impl Plane {
                     port: backend.address.port().to_be(),
                     service: index,
                     state: lb_backend_state::LB_BACKEND_UP.0 as u8,
+                    flags: flags_row(service),
                     weight: backend.weight.get(),
                     ..Default::default()
                 },
@@ -156,6 +164,9 @@ impl Plane {
                 port: service.vip.port().to_be(),
                 proto: service.protocol.number(),
                 scheduler: scheduler_row(service.scheduler).0 as u8,
+                sticky: service
+                    .sticky
+                    .map_or(0, |time| units(time, self.settings.hz, self.settings.clock_shift)),
                 ..Default::default()
             },
         )?;
@@ -163,7 +174,17 @@ impl Plane {
         let first = self.arena.take(rings::lines(ring.len())).context("the ring array is full")?;
         rings::write(&self.tables.rings, first, &ring)?;
         rings::publish(&self.tables.services, index, first, ring.len())?;
+        self.publish_members(index, &ring::members(service.scheduler, &slots))?;
         directory.add_service(service.vip, service.protocol, index)
+    }
+
+    fn publish_members(&mut self, service: u16, members: &[u16]) -> Result<()> {
+        if members.is_empty() {
+            return rings::publish_members(&self.tables.services, service, 0, 0);
+        }
+        let first = self.arena.take(rings::lines(members.len())).context("the ring array is full")?;
+        rings::write(&self.tables.rings, first, members)?;
+        rings::publish_members(&self.tables.services, service, first, members.len())
     }
 
     /// Marks the backends whose address, port and protocol are in several services: before one of them gets a connection,
@@ -180,7 +201,7 @@ impl Plane {
                 .backends
                 .byte(usize::from(row), offset_of!(lb_backend, flags))
                 .with_context(|| format!("there is no backend {row}"))?
-                .store(lb_backend_flags::LB_BACKEND_SHARED.0 as u8, Ordering::Release);
+                .fetch_or(lb_backend_flags::LB_BACKEND_SHARED.0 as u8, Ordering::Release);
         }
         Ok(())
     }
@@ -257,8 +278,13 @@ impl Plane {
     }
 
     /// Sets the table's clock; for programs of a profile with a test clock.
-    pub fn set_test_clock(&self, now: u16) -> Result<()> {
+    pub fn set_test_clock(&self, now: u32) -> Result<()> {
         self.programs.iter().try_for_each(|program| program.set_test_clock(now))
+    }
+
+    /// Sets what programs of such a profile take for a random number.
+    pub fn set_test_random(&self, number: u32) -> Result<()> {
+        self.programs.iter().try_for_each(|program| program.set_test_random(number))
     }
 
     /// Pins tables and programs.
@@ -270,10 +296,43 @@ impl Plane {
         Ok(())
     }
 
-    /// Counts the connections, and marks those over their timeouts.
-    pub fn sweep(&self) -> Result<Census> {
-        let now = self.clock.now(self.settings.clock_shift)?;
-        Ok(Sweeper::new(&self.tables.connections, &self.tables.nexthops, self.settings, now).sweep())
+    /// Counts the connections, marks those over their timeouts, corrects loads that have drifted, and refreshes the records
+    /// of clients with live connections. Call it at least every [`super::sweep_interval`].
+    pub fn sweep(&mut self) -> Result<Census> {
+        let now = self.clock.now_long(self.settings.clock_shift)?;
+        self.sweep_at(now)
+    }
+
+    /// The same at a time of the long clock.
+    pub fn sweep_at(&mut self, now: u32) -> Result<Census> {
+        let services = &self.tables.services;
+        let sticky = |service: u16| services.get(usize::from(service)).map_or(0, |row| row.sticky);
+        let mut aging = Aging::read(self.tables.affinity(), now, sticky);
+        let mut census = Census::default();
+        let sweeper = Sweeper::new(self.tables.walked(), self.settings, now as u16);
+        let corrected = self.loads.reconcile(self.tables.loads(), || {
+            census = sweeper.sweep(|client| aging.lives(client));
+            census.counted.clone()
+        });
+        aging.finish()?;
+        Ok(Census { corrected, ..census })
+    }
+
+    /// Brings the loads in line with the connection table at once: after a take-over, when they may have been made anew, or
+    /// the services' schedulers were changed. Returns how many connections they were off.
+    pub fn recount_loads(&self) -> Result<u64> {
+        Ok(self.recount_loads_at(self.clock.now(self.settings.clock_shift)?))
+    }
+
+    /// The same at a time of the table's clock.
+    pub fn recount_loads_at(&self, now: u16) -> u64 {
+        let sweeper = Sweeper::new(self.tables.walked(), self.settings, now);
+        recount(self.tables.loads(), || sweeper.sweep(|_| {}).counted)
+    }
+
+    /// Forgets which clients were to come back to a backend: before its index is given to another. Returns how many.
+    pub fn forget_clients(&self, backend: u16) -> Result<usize> {
+        self.tables.affinity().forget_backend(backend)
     }
 }
 
@@ -299,11 +358,25 @@ pub enum Attached {
     Unsupported(std::io::Error),
 }
 
+/// Lines that a service's ring and its members take.
+fn ring_lines(service: &Service) -> usize {
+    let members = if service.scheduler == Scheduler::LeastConn { ring::MAX_MEMBERS } else { 0 };
+    rings::lines(ring_slots(service)) + rings::lines(members)
+}
+
+/// What packets of its backends' connections have to do.
+fn flags_row(service: &Service) -> u8 {
+    let counted =
+        if service.scheduler == Scheduler::LeastConn { lb_backend_flags::LB_BACKEND_COUNTED.0 } else { 0 };
+    let sticky = if service.sticky.is_some() { lb_backend_flags::LB_BACKEND_STICKY.0 } else { 0 };
+    (counted | sticky) as u8
+}
+
 fn ring_slots(service: &Service) -> usize {
     match service.scheduler {
         Scheduler::IpHash | Scheduler::Maglev => ring::MAGLEV_SLOTS,
         Scheduler::RoundRobin => service.backends.len(),
-        Scheduler::WeightedRoundRobin => {
+        Scheduler::WeightedRoundRobin | Scheduler::LeastConn => {
             service.backends.iter().map(|backend| usize::from(backend.weight.get())).sum()
         }
     }
@@ -315,6 +388,7 @@ fn scheduler_row(scheduler: Scheduler) -> lb_scheduler {
         Scheduler::WeightedRoundRobin => lb_scheduler::LB_SCHEDULER_WEIGHTED_ROUND_ROBIN,
         Scheduler::IpHash => lb_scheduler::LB_SCHEDULER_IP_HASH,
         Scheduler::Maglev => lb_scheduler::LB_SCHEDULER_MAGLEV,
+        Scheduler::LeastConn => lb_scheduler::LB_SCHEDULER_LEAST_CONN,
     }
 }
 
@@ -336,15 +410,18 @@ fn random_key() -> Result<[u64; 4]> {
     Ok(key)
 }
 
+/// A duration in units of the table's clock, rounded up.
+fn units(duration: Duration, hz: u32, shift: u32) -> u32 {
+    let jiffies = (duration.as_secs_f64() * f64::from(hz)).ceil();
+    (jiffies / f64::from(1u32 << shift)).ceil() as u32
+}
+
 /// Timeouts by phase, + 8 for UDP, in units of the table's clock, rounded up.
 fn timeout_units(timeouts: &Timeouts, hz: u32, shift: u32) -> [u16; 16] {
     /// Much longer than any program runs, even on a virtual CPU that was paused: a slot whose writer died is used again.
     const STUCK: Duration = Duration::from_secs(5);
     const UDP: usize = lb_constants::LB_TIMEOUT_UDP.0 as usize;
-    let units = |timeout: Duration| {
-        let jiffies = (timeout.as_secs_f64() * f64::from(hz)).ceil();
-        (jiffies / f64::from(1u32 << shift)).ceil() as u16
-    };
+    let units = |timeout: Duration| units(timeout, hz, shift) as u16;
     let mut row = [u16::MAX; 16];
     let mut set = |phase: lb_phase, timeout: Duration| {
         row[phase.0 as usize] = units(timeout);

@@ -5,6 +5,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::mapped::Rows;
 use super::types::{lb_constants, lb_ring_layout as layout, lb_ring_line, lb_service};
+use crate::ring::MAX_MEMBERS;
+
+/// The data plane scans no more.
+const _: () = assert!(MAX_MEMBERS == lb_constants::LB_LEAST_EXACT.0 as usize);
 
 const SLOTS_PER_LINE: usize = lb_constants::LB_SLOTS_PER_LINE.0 as usize;
 
@@ -50,14 +54,22 @@ pub fn write(rows: &Rows<lb_ring_line>, first: usize, slots: &[u16]) -> Result<(
 
 /// Makes packets of a service use another ring, by one store.
 pub fn publish(rows: &Rows<lb_service>, service: u16, first: usize, slots: usize) -> Result<()> {
+    publish_at(rows, service, offset_of!(lb_service, ring), first, slots)
+}
+
+/// The same for its list of members. Lines of ring and members may be of different times for a moment.
+pub fn publish_members(rows: &Rows<lb_service>, service: u16, first: usize, slots: usize) -> Result<()> {
+    publish_at(rows, service, offset_of!(lb_service, members), first, slots)
+}
+
+fn publish_at(rows: &Rows<lb_service>, service: u16, field: usize, first: usize, slots: usize) -> Result<()> {
     const FIELD: usize = 24;
     ensure!(
         first < 1 << FIELD && slots < 1 << FIELD,
         "a ring of {slots} slots at line {first} cannot be named"
     );
-    let word = rows
-        .word(usize::from(service), offset_of!(lb_service, ring))
-        .with_context(|| format!("there is no service {service}"))?;
+    let word =
+        rows.word(usize::from(service), field).with_context(|| format!("there is no service {service}"))?;
     let generation =
         (word.load(Ordering::Relaxed) >> layout::LB_RING_GENERATION_SHIFT.0).wrapping_add(1) & 0xffff;
     word.store(

@@ -4,6 +4,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use plain::Plain;
 
+use super::affinity::Affinity;
+use super::connections::Walked;
+use super::loads::Loads;
 use super::mapped::Rows;
 use super::skeleton::lb::{OpenXdpLbMaps, XdpLbMaps};
 use super::types;
@@ -28,6 +31,8 @@ pub struct Capacity {
     pub origins: u32,
     /// Next hops.
     pub nexthops: u32,
+    /// Clients that sticky services remember.
+    pub affinity: u32,
 }
 
 impl Capacity {
@@ -36,6 +41,9 @@ impl Capacity {
     const MIN_BACKENDS: u32 = 4096;
     const MIN_RING_LINES: u32 = 65536;
     const NEXTHOPS: u32 = 65536;
+    /// So many that a service can become sticky later, and that each CPU's own list of free rows is not most of them.
+    const MIN_AFFINITY: u32 = 16384;
+    const MAX_AFFINITY: u32 = 1 << 20;
 
     /// Tables for so many connections and for twice as much of everything else as is needed now. At least 3.5 slots a
     /// connection: fuller tables fail to place new connections under churn.
@@ -57,7 +65,14 @@ impl Capacity {
             service_buckets: services * 2,
             origins: backends * 2,
             nexthops: Self::NEXTHOPS,
+            affinity: Self::MIN_AFFINITY,
         })
+    }
+
+    /// Room to remember clients of sticky services: one for four connections, since most hold several. Where there are
+    /// more, the least recently used ones lose their place, and no connection.
+    pub fn with_affinity(self, connections: u32) -> Capacity {
+        Capacity { affinity: (connections / 4).clamp(Self::MIN_AFFINITY, Self::MAX_AFFINITY), ..self }
     }
 
     /// Lines of the directory.
@@ -72,6 +87,8 @@ impl Capacity {
             (&mut maps.service_states, self.services),
             (&mut maps.backends, self.backends),
             (&mut maps.backend_counters, self.backends),
+            (&mut maps.backend_loads, self.backends),
+            (&mut maps.affinity, self.affinity),
             (&mut maps.rings, self.ring_lines),
             (&mut maps.nexthops, self.nexthops),
         ];
@@ -95,6 +112,9 @@ pub struct Tables {
     pub rings: Rows<types::lb_ring_line>,
     /// (Service, backend) pairs by index.
     pub backends: Rows<types::lb_backend>,
+    /// Live connections by backend index, where a scheduler asks for them.
+    pub backend_loads: Rows<types::lb_backend_load>,
+    affinity: MapHandle,
     /// Next hops by index.
     pub nexthops: Rows<types::lb_nexthop>,
     /// Neighbours that packets met and the kernel did not know.
@@ -116,6 +136,8 @@ macro_rules! for_each_map {
             service_states,
             rings,
             backends,
+            backend_loads,
+            affinity,
             nexthops,
             unresolved,
             connections,
@@ -133,7 +155,7 @@ macro_rules! names {
 }
 
 /// What the tables are called, and pinned under.
-pub(super) const TABLE_NAMES: [&str; 13] = for_each_map!(names);
+pub(super) const TABLE_NAMES: [&str; 15] = for_each_map!(names);
 
 impl Tables {
     /// The tables of a program just loaded.
@@ -171,6 +193,8 @@ impl Tables {
             service_states: Rows::map(handle("service_states")?)?,
             rings: Rows::map(handle("rings")?)?,
             backends: Rows::map(handle("backends")?)?,
+            backend_loads: Rows::map(handle("backend_loads")?)?,
+            affinity: handle("affinity")?,
             nexthops: Rows::map(handle("nexthops")?)?,
             unresolved: Rows::map(handle("unresolved")?)?,
             connections: Rows::map(handle("connections")?)?,
@@ -199,13 +223,15 @@ impl Tables {
         Ok(())
     }
 
-    fn handles(&self) -> [(&'static str, &MapHandle); 13] {
+    fn handles(&self) -> [(&'static str, &MapHandle); 15] {
         [
             ("directory", &self.directory),
             ("services", self.services.handle()),
             ("service_states", self.service_states.handle()),
             ("rings", self.rings.handle()),
             ("backends", self.backends.handle()),
+            ("backend_loads", self.backend_loads.handle()),
+            ("affinity", &self.affinity),
             ("nexthops", self.nexthops.handle()),
             ("unresolved", self.unresolved.handle()),
             ("connections", self.connections.handle()),
@@ -243,6 +269,26 @@ impl Tables {
         self.settings
             .update(&0u32.to_ne_bytes(), as_bytes(settings), MapFlags::ANY)
             .context("could not write the table settings")
+    }
+
+    /// What a walk over the connections meets.
+    pub fn walked(&self) -> Walked<'_> {
+        Walked {
+            connections: &self.connections,
+            backends: &self.backends,
+            loads: self.loads(),
+            nexthops: &self.nexthops,
+        }
+    }
+
+    /// The loads that least connections go by.
+    pub fn loads(&self) -> Loads<'_> {
+        Loads(&self.backend_loads)
+    }
+
+    /// Which backend each client of a sticky service is to come back to.
+    pub fn affinity(&self) -> Affinity<'_> {
+        Affinity(&self.affinity)
     }
 
     /// Packets and bytes that met a reason, over all CPUs.

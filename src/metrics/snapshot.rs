@@ -3,7 +3,7 @@ use std::net::SocketAddrV4;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::dataplane::types::{lb_backend, lb_backend_state, lb_service};
+use crate::dataplane::types::{lb_backend, lb_backend_flags, lb_backend_state, lb_service};
 use crate::dataplane::{Census, Class, Counter, Reason, Tables, ipv4_of, scheduler_of};
 use crate::model::Protocol;
 
@@ -42,6 +42,9 @@ pub struct BackendFigures {
     pub weight: u8,
     /// Live connections, confirmed or not.
     pub active: u32,
+    /// Live connections as the scheduler counts them, if it does. It may be off by a few while packets pass, and includes
+    /// those over their timeout until the next sweep.
+    pub load: Option<i64>,
     /// Connections since the start.
     pub connections: u64,
     /// What was sent to it.
@@ -150,10 +153,15 @@ fn backend(
         state,
         weight: row.weight,
         active: census.active.get(usize::from(index)).copied().unwrap_or(0),
+        load: is_counted(row).then(|| tables.loads().load(index)),
         connections: counters.connections,
         to_backend: Counter::from(&counters.to_backend),
         to_client: Counter::from(&counters.to_client),
     })
+}
+
+fn is_counted(row: &lb_backend) -> bool {
+    u32::from(row.flags) & lb_backend_flags::LB_BACKEND_COUNTED.0 != 0
 }
 
 /// `None` for a free row.

@@ -12,15 +12,18 @@ pub enum Scheduler {
     IpHash,
     /// By a Maglev table (Eisenbud et al., NSDI 2016) over the client's address and port.
     Maglev,
+    /// The backend with the fewest live connections for its weight; equals in turn as their weights say.
+    LeastConn,
 }
 
 impl Scheduler {
     /// Every scheduler with its full and its short name, the full one first.
-    pub const NAMES: [(Scheduler, &'static str, &'static str); 4] = [
+    pub const NAMES: [(Scheduler, &'static str, &'static str); 5] = [
         (Scheduler::RoundRobin, "round-robin", "rr"),
         (Scheduler::WeightedRoundRobin, "weighted-round-robin", "wrr"),
         (Scheduler::IpHash, "ip-hash", "sh"),
         (Scheduler::Maglev, "maglev", "mh"),
+        (Scheduler::LeastConn, "least-conn", "lc"),
     ];
 
     /// The full name, as the command line takes it.
@@ -30,6 +33,7 @@ impl Scheduler {
             Scheduler::WeightedRoundRobin => "weighted-round-robin",
             Scheduler::IpHash => "ip-hash",
             Scheduler::Maglev => "maglev",
+            Scheduler::LeastConn => "least-conn",
         }
     }
 }

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use super::{Backend, Scheduler};
 
@@ -12,8 +13,21 @@ pub struct Service {
     pub protocol: Protocol,
     /// How new connections are spread.
     pub scheduler: Scheduler,
+    /// How long a client's address is kept on its backend after its last connection, whatever the scheduler; `None` for
+    /// not at all.
+    pub sticky: Option<Duration>,
     /// The real servers, in the order they were given.
     pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// How new connections are spread, for people.
+    pub fn how(&self) -> String {
+        match self.sticky {
+            None => self.scheduler.to_string(),
+            Some(time) => format!("{}, clients stay for {time:?}", self.scheduler),
+        }
+    }
 }
 
 /// A transport protocol that is balanced.

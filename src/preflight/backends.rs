@@ -144,6 +144,7 @@ pub(super) mod tests {
             vip: socket(vip),
             protocol: Protocol::Tcp,
             scheduler: Scheduler::RoundRobin,
+            sticky: None,
             backends: backends
                 .iter()
                 .map(|backend| Backend { address: socket(backend), weight: Weight::MIN })

@@ -15,12 +15,26 @@ use crate::model::{Backend, Scheduler};
 /// It must be prime: else a backend's walk by its skip would not reach every slot.
 pub const MAGLEV_SLOTS: usize = 65537;
 
+/// How many backends a list of [`members`] may have: a scan of it for each new connection is still cheap.
+pub const MAX_MEMBERS: usize = 64;
+
+/// The backends among which a new connection's is searched for by load, each once, in the order given. Empty where the
+/// scheduler does not ask for loads, and above [`MAX_MEMBERS`]: then two slots of the ring are compared instead.
+pub fn members(scheduler: Scheduler, backends: &[(Backend, u16)]) -> Vec<u16> {
+    match scheduler {
+        Scheduler::LeastConn if backends.len() <= MAX_MEMBERS => {
+            backends.iter().map(|&(_, index)| index).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Builds the slots of a ring over `backends`, each given with its index in the data plane.
 ///
 /// Without backends the ring is empty. The length depends on the scheduler:
 ///
 /// - round robin: one slot per backend, weights ignored, in the order given;
-/// - weighted round robin: sum of the weights / their greatest common divisor, so that one walk of the ring
+/// - weighted round robin, and least connections among equals: sum of the weights / their greatest common divisor, so that one walk of the ring
 ///   gives each backend exactly its weight, smoothly interleaved;
 /// - ip-hash and Maglev: [`MAGLEV_SLOTS`], shared in proportion to the weights. The table does not depend on
 ///   the order in which the backends are given, only on their addresses, ports and weights.
@@ -48,7 +62,7 @@ pub const MAGLEV_SLOTS: usize = 65537;
 pub fn build(scheduler: Scheduler, backends: &[(Backend, u16)]) -> Vec<u16> {
     match scheduler {
         Scheduler::RoundRobin => backends.iter().map(|&(_, index)| index).collect(),
-        Scheduler::WeightedRoundRobin => smooth::ring(backends),
+        Scheduler::WeightedRoundRobin | Scheduler::LeastConn => smooth::ring(backends),
         Scheduler::IpHash | Scheduler::Maglev => maglev::table(backends),
     }
 }
@@ -89,6 +103,20 @@ mod tests {
     #[test]
     fn round_robin_ignores_weights() {
         assert_eq!(build(Scheduler::RoundRobin, &pool([100, 1, 50])), [1, 2, 3]);
+    }
+
+    #[test]
+    fn least_connections_take_turns_as_weighted_round_robin() {
+        let backends = pool([3, 1, 2]);
+        assert_eq!(build(Scheduler::LeastConn, &backends), build(Scheduler::WeightedRoundRobin, &backends));
+    }
+
+    #[test]
+    fn up_to_64_backends_are_members() {
+        assert_eq!(members(Scheduler::LeastConn, &pool([3, 1, 2])), [1, 2, 3]);
+        assert_eq!(members(Scheduler::LeastConn, &pool([1; 64])).len(), 64);
+        assert!(members(Scheduler::LeastConn, &pool([1; 65])).is_empty());
+        assert!(members(Scheduler::WeightedRoundRobin, &pool([3, 1, 2])).is_empty());
     }
 
     #[test]

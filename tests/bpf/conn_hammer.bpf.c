@@ -3,7 +3,8 @@
  *
  * What an entry says is a function of its key, so a state that is returned for another key shows. Entries that are known
  * to be confirmed must be found, whatever the others do: the pinned ones from the start to the end, the sessions, which
- * one worker opens and ends again and again, in between.
+ * one worker opens and ends again and again, in between. What is counted of a backend is compared with the entries at the
+ * end, by the test: some of the backends are counted, and some are now and then.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
@@ -13,7 +14,9 @@
 #include "lb_hash.h"
 #include "maps.h"
 #include "parse.h"
+#include "service.h"
 #include "conn.h"
+#include "affinity.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -135,12 +138,21 @@ static __always_inline int hammer_pairs(__u64 key, __u8 tag, __u64 state)
 	       !(state & LB_STATE_UDP) == (hammer_proto(mixed) == IPPROTO_TCP);
 }
 
+static __always_inline struct lb_backend *hammer_row(__u16 backend)
+{
+	__u32 index = backend;
+
+	return bpf_map_lookup_elem(&backends, &index);
+}
+
 static __always_inline __u64 hammer_new_state(__u64 key, __u8 tag, __u32 stamp)
 {
 	__u64 mixed = hammer_mix(key);
 	__u16 nexthop = mixed & 2 ? hammer_nexthop(mixed, stamp) : 0;
+	struct lb_backend *row = hammer_row(hammer_backend(mixed));
+	__u64 state = lb_state_new(hammer_backend(mixed), tag, nexthop, hammer_proto(mixed), stamp);
 
-	return lb_state_new(hammer_backend(mixed), tag, nexthop, hammer_proto(mixed), stamp);
+	return lb_state_count(state, row ? LB_READ_ONCE(row->flags) : 0);
 }
 
 /* --- operations on the table, each checked by the verifier once --- */
@@ -168,6 +180,7 @@ __noinline int hammer_packet(__u64 key, __u32 flags, __u32 stamp)
 		.tcp_flags = flags,
 		.to_client = !!(flags & HAMMER_TO_CLIENT),
 	};
+	struct lb_backend *backend;
 	struct lb_conn_ref ref;
 	struct lb_conn *conn;
 	__u16 nexthop = 0;
@@ -180,7 +193,10 @@ __noinline int hammer_packet(__u64 key, __u32 flags, __u32 stamp)
 		return LB_PHASE_FREE;
 	if (pkt.to_client && !lb_state_nexthop(state))
 		nexthop = hammer_nexthop(mixed, stamp);
-	lb_conn_update(conn, key, state, &pkt, nexthop);
+	backend = hammer_row(lb_state_backend(state));
+	if (!backend)
+		return HAMMER_WRONG;
+	lb_conn_update(conn, key, state, &pkt, backend, nexthop);
 	return hammer_seen(key, ref.tag, state);
 }
 

@@ -143,9 +143,8 @@ fn root_a_row_is_used_again_only_when_no_connection_names_it() {
         let alive = HashSet::from([(lab.front, CLIENT_MAC), (lab.front, GATEWAY_MAC)]);
         // Sweeps as the running process does; the rows that are in use then.
         let swept = |lab: &mut Lab| {
-            let tables = lab.plane.tables();
-            let sweeper = Sweeper::new(&tables.connections, &tables.nexthops, *lab.plane.settings(), 1000);
-            let census = sweeper.sweep();
+            let sweeper = Sweeper::new(lab.plane.tables().walked(), *lab.plane.settings(), 1000);
+            let census = sweeper.sweep(|_| {});
             let (hops, tables) = lab.plane.next_hops();
             hops.collect(tables, &census.nexthops, &alive).unwrap();
             hops.in_use(&census.nexthops).collect::<Vec<_>>()

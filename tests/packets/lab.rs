@@ -5,10 +5,10 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use xdp_lb::dataplane::types::lb_backend_state;
-use xdp_lb::dataplane::{BackendId, Egress, NextHop, Plane, Profile, Reason};
+use xdp_lb::dataplane::{BackendId, Census, Egress, NextHop, Plane, Profile, Reason};
 use xdp_lb::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
 
-use super::frame::{Frame, Mac};
+use super::frame::{Frame, Mac, tcp};
 
 pub const VIP: SocketAddrV4 = address([192, 168, 1, 100], 80);
 pub const CLIENT: SocketAddrV4 = address([192, 168, 1, 2], 40000);
@@ -46,7 +46,7 @@ pub fn service(
         .iter()
         .map(|(n, weight)| Backend { address: backend(*n), weight: Weight::new(*weight).unwrap() })
         .collect();
-    Service { vip, protocol, scheduler, backends }
+    Service { vip, protocol, scheduler, sticky: None, backends }
 }
 
 /// What the program did with a frame.
@@ -177,8 +177,40 @@ impl Lab {
     }
 
     pub fn clock(&mut self, now: u16) {
+        self.long_clock(u32::from(now));
+    }
+
+    /// Sets the clock of client affinity, of which the table's is the low half.
+    pub fn long_clock(&mut self, now: u32) {
         self.plane.program(self.profile).unwrap();
         self.plane.set_test_clock(now).unwrap();
+    }
+
+    /// The load of the n-th row of a backend.
+    pub fn load(&self, n: usize) -> i64 {
+        self.plane.tables().loads().load(self.row(n).index)
+    }
+
+    /// A sweep as the running process makes it, at a time of the table's clock.
+    pub fn sweep(&mut self, now: u32) -> Census {
+        self.plane.sweep_at(now).unwrap()
+    }
+
+    /// A whole connection of a client with the backend that it is sent to, up to its confirmation. Returns which.
+    pub fn connect(&mut self, client: SocketAddrV4) -> u8 {
+        let syn = tcp(client, VIP, "S").bytes();
+        let (_, reason, out) = self.send(self.front, &syn);
+        assert_eq!(reason, "sent to_backend");
+        let n = out[33] - 10;
+        self.send(self.back, &tcp(backend(n), client, "SA").macs(LB_BACK_MAC, backend_mac(n)).bytes());
+        self.reaches_backend("its ACK", &tcp(client, VIP, "A"), n);
+        n
+    }
+
+    /// A client's connection is reset by its backend.
+    pub fn reset(&mut self, client: SocketAddrV4, n: u8) {
+        let rst = tcp(backend(n), client, "R").macs(LB_BACK_MAC, backend_mac(n)).bytes();
+        assert_eq!(self.send(self.back, &rst).1, "sent to_client");
     }
 
     /// Sends a frame in on an interface. Returns the verdict, the reason counted and the frame afterwards.

@@ -1,12 +1,14 @@
 //! The packet table: frames in, and for each the verdict, the counted reason and every byte of the frame that must come
 //! out, by `BPF_PROG_TEST_RUN` of the program as it is loaded for traffic.
 
+mod affinity;
 mod checksums;
 mod delivery;
 mod forward;
 mod frame;
 mod lab;
 mod lives;
+mod loads;
 mod refused;
 mod replies;
 mod table;

@@ -96,8 +96,7 @@ fn root_the_walk_counts_what_packets_made() {
         lab.reaches_backend("and confirmed", &tcp(address([192, 168, 1, 2], 1), VIP, "A"), 0);
         lab.reaches_client("one is closed", &reply(1, address([192, 168, 1, 2], 2), "R"), CLIENT_MAC);
         let walk = |lab: &Lab, now| {
-            let tables = lab.plane.tables();
-            Sweeper::new(&tables.connections, &tables.nexthops, *lab.plane.settings(), now).sweep()
+            Sweeper::new(lab.plane.tables().walked(), *lab.plane.settings(), now).sweep(|_| {})
         };
         let census = walk(lab, 1000);
         assert_eq!((census.confirmed, census.unconfirmed, census.replaceable), (1, 88, 1));
@@ -128,14 +127,12 @@ fn root_the_walk_frees_what_can_never_be_found() {
         let twin = (slot + 1) % 4;
         row.conn[twin] = row.conn[slot];
         rows.set(bucket, row).unwrap();
-        let census = Sweeper::new(rows, &lab.plane.tables().nexthops, *lab.plane.settings(), 1000).sweep();
+        let sweeper = Sweeper::new(lab.plane.tables().walked(), *lab.plane.settings(), 1000);
+        let census = sweeper.sweep(|_| {});
         assert_eq!(census.unconfirmed, 2);
         let row = rows.get(bucket).unwrap();
         assert_eq!(row.conn.iter().filter(|conn| conn.state != 0).count(), 1);
-        assert_eq!(
-            Sweeper::new(rows, &lab.plane.tables().nexthops, *lab.plane.settings(), 1000).sweep().unconfirmed,
-            1
-        );
+        assert_eq!(sweeper.sweep(|_| {}).unconfirmed, 1);
     });
 }
 
@@ -147,7 +144,7 @@ fn root_both_sides_agree_where_a_connection_lies() {
             lab.send(lab.front, &tcp(address([192, 168, 1, 2], n), VIP, "S").bytes());
         }
         let rows = &lab.plane.tables().connections;
-        let sweeper = Sweeper::new(rows, &lab.plane.tables().nexthops, *lab.plane.settings(), 1000);
+        let sweeper = Sweeper::new(lab.plane.tables().walked(), *lab.plane.settings(), 1000);
         let mut seconds = 0;
         for bucket in 0..rows.len() {
             for conn in rows.get(bucket).unwrap().conn.iter().filter(|conn| conn.state != 0) {
@@ -167,7 +164,7 @@ fn root_both_sides_agree_where_a_connection_lies() {
         let free = row.conn.iter().position(|conn| conn.state == 0).unwrap();
         row.conn[free] = twin;
         rows.set(second, row).unwrap();
-        sweeper.sweep();
+        sweeper.sweep(|_| {});
         assert_eq!(rows.get(second).unwrap().conn[free].state, 0);
     });
 }
