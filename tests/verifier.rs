@@ -7,7 +7,15 @@ use xdp_lb::dataplane::verify_all;
 fn root_every_profile_is_verified() {
     let all = verify_all().unwrap();
     let names: Vec<&str> = all.iter().map(|verified| verified.program.as_str()).collect();
-    assert_eq!(names, ["xdp_lb (native)", "xdp_lb (native_virtual)", "xdp_lb (skb)", "xdp_peer", "lb_clock"]);
+    let expected = [
+        "xdp_lb (native)",
+        "xdp_lb (native_virtual)",
+        "xdp_lb (skb)",
+        "xdp_lb (skb_direct)",
+        "xdp_peer",
+        "lb_clock",
+    ];
+    assert_eq!(names, expected);
     for verified in all {
         assert!(verified.instructions > 0 && verified.instructions < 1_000_000, "{verified:?}");
     }

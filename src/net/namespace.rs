@@ -97,10 +97,10 @@ fn candidates() -> impl Iterator<Item = PathBuf> {
         paths.sort();
         paths
     }
-    fn is_process(path: &PathBuf) -> bool {
+    fn is_process(path: &Path) -> bool {
         path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
     }
-    let processes = std::iter::once_with(|| entries("/proc")).flatten().filter(is_process);
+    let processes = std::iter::once_with(|| entries("/proc")).flatten().filter(|path| is_process(path));
     NAMED.into_iter().flat_map(entries).chain(processes.map(|path| path.join("ns/net")))
 }
 

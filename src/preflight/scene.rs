@@ -26,9 +26,9 @@ pub(super) struct Scene {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Always {
-    ByXdp,
-    ByStack,
-    ByStackInSkbMode,
+    Xdp,
+    Stack,
+    SkbMode,
 }
 
 impl Scene {
@@ -48,9 +48,9 @@ impl Scene {
             egress: BTreeMap::new(),
             far_ends: BTreeMap::new(),
             always: match config.deliver {
-                Deliver::Direct => Some(Always::ByXdp),
-                Deliver::Stack => Some(Always::ByStack),
-                Deliver::Auto => (config.xdp_mode == XdpMode::Skb).then_some(Always::ByStackInSkbMode),
+                Deliver::Direct => Some(Always::Xdp),
+                Deliver::Stack => Some(Always::Stack),
+                Deliver::Auto => (config.xdp_mode == XdpMode::Skb).then_some(Always::SkbMode),
             },
         };
         for link in scene.in_use().into_iter().cloned().collect::<Vec<_>>() {
@@ -87,7 +87,7 @@ impl Scene {
     /// Whether what leaves by an interface is left to the kernel to deliver, as far as can be told beforehand.
     pub(super) fn leaves_by_stack(&self, link: &Link) -> bool {
         match self.always {
-            Some(always) => always != Always::ByXdp,
+            Some(always) => always != Always::Xdp,
             None => self.egress.get(&link.index).is_some_and(|facts| !facts.redirect),
         }
     }
@@ -103,11 +103,11 @@ impl Scene {
             let facts = self.egress.get(&link.index)?;
             let name = &link.name;
             let (message, fix) = match (self.always, facts.redirect) {
-                (Some(Always::ByStackInSkbMode), _) => (
+                (Some(Always::SkbMode), _) => (
                     format!("what leaves by {name} is left to the kernel to deliver, as always in SKB mode"),
                     Some("--xdp-mode auto".to_owned()),
                 ),
-                (Some(Always::ByStack), _) => (
+                (Some(Always::Stack), _) => (
                     format!("what leaves by {name} is left to the kernel to deliver, by --deliver stack"),
                     None,
                 ),
@@ -115,7 +115,7 @@ impl Scene {
                     format!("frames that XDP sends out of {name} arrive: {}", facts.why),
                     facts.faster.clone(),
                 ),
-                (Some(Always::ByXdp), false) => {
+                (Some(Always::Xdp), false) => {
                     let message = format!(
                         "frames that XDP sends out of {name}, by --deliver direct, vanish: {}",
                         facts.why
