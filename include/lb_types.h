@@ -126,6 +126,7 @@ enum lb_backend_flags {
 	LB_BACKEND_SHARED = 1,	/* other services have the same address, port and protocol as a backend */
 	LB_BACKEND_COUNTED = 2,	/* its live connections are counted in its load */
 	LB_BACKEND_STICKY = 4,	/* clients are recorded: its service has a sticky time */
+	LB_BACKEND_REMOVED = 128,	/* not configured any more: it drains, and its row is freed when no entry names it */
 };
 
 struct lb_backend {

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Status { pin_dir, json } => cli::status(&pin_dir, json),
         Command::Verify => cli::verify(),
         Command::VethPeer { interface, remove } => cli::veth_peer(&interface, remove),
+        Command::Detach { interface, pin_dir } => daemon::detach(&interface, &pin_dir),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

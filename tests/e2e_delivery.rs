@@ -5,10 +5,9 @@ mod common;
 
 use anyhow::Result;
 use common::balancer::{Balancer, Figures, XDP_LB, has_xdp, weighted};
-use common::clients::{assert_weighted, requests, requests_with};
+use common::clients::{KeepAlive, assert_weighted, requests, requests_with};
 use common::eventually;
 use common::files::transfer;
-use common::held::Held;
 use common::netns::{Lab, in_lab};
 use common::networks::{VIP, VIP_ONE_ARM, WEBS, docker, one_arm_bare, two_arms, two_arms_bare, veth_peer};
 use common::servers::{HTTP, nginx_everywhere};
@@ -155,7 +154,7 @@ fn root_delivery_follows_the_far_ends() -> Result<()> {
         two_arms_bare(lab)?;
         let _servers = nginx_everywhere(lab)?;
         let lb = Balancer::start(lab, &args(VIP))?;
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
         let sent = |reason: &str| -> Result<u64> {
             Ok(lb.figures()?.reasons("sent").get(reason).copied().unwrap_or_default())

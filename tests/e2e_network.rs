@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::balancer::{Balancer, has_address, has_xdp, weighted};
-use common::clients::{assert_weighted, requests};
-use common::held::Held;
+use common::clients::{KeepAlive, assert_weighted, requests};
 use common::netns::{Lab, in_lab};
 use common::networks::{CLIENT, VIP, reachable, servers_behind, two_arms, two_arms_bare, veth_peer};
 use common::servers::{HTTP, nginx_everywhere};
 use common::{eventually, within};
+use nix::sys::signal::Signal;
 
 /// A change takes effect within a second; a segment that was lost meanwhile is sent again after a while that doubles.
 const SOON: Duration = Duration::from_secs(4);
@@ -70,7 +70,7 @@ fn root_gateway_with_a_new_mac() -> Result<()> {
         two_routers(lab)?;
         let _servers = nginx_everywhere(lab)?;
         let lb = Balancer::start(lab, &args())?;
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
         lab.set_sysctl("r1", "net/ipv4/conf/eth0/arp_notify", "1")?;
         lab.ip("r1", "link set eth0 address 02:00:00:00:77:01")?;
@@ -83,6 +83,26 @@ fn root_gateway_with_a_new_mac() -> Result<()> {
     })
 }
 
+/// The same while nobody looks: the next start finds out.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_gateway_that_changed_while_it_was_dead() -> Result<()> {
+    in_lab(|lab| {
+        two_routers(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let mut lb = Balancer::start(lab, &args())?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
+        let server = held.ask()?;
+        assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+        lab.ip("r1", "link set eth0 address 02:00:00:00:77:02")?;
+        lab.ip("lb", "neighbour flush dev eth0")?;
+        let _lb = Balancer::start(lab, &args())?;
+        assert_eq!(held.ask_within(SOON)?, server);
+        assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
+        Ok(())
+    })
+}
+
 /// The way to the client leads by another router now, although the first one is still there.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
@@ -91,7 +111,7 @@ fn root_route_to_a_client_by_another_gateway() -> Result<()> {
         two_routers(lab)?;
         let _servers = nginx_everywhere(lab)?;
         let _lb = Balancer::start(lab, &args())?;
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
         for _ in 0..3 {
             for (router, interface) in [("192.168.1.3", "eth2"), ("192.168.1.2", "eth1")] {
@@ -122,7 +142,7 @@ fn root_route_to_a_backend_by_another_interface() -> Result<()> {
         }
         let lb =
             Balancer::start(lab, &format!("eth0 --vip {VIP}:80 --backend 10.0.0.10:{HTTP} --assign-vip"))?;
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         assert_eq!(held.ask()?, "web1");
         assert!(!has_xdp(lab, "lb", "eth2")?);
         let before = received(lab, "lb", "eth2")?;
@@ -154,7 +174,7 @@ fn root_interfaces_that_go_down_and_up() -> Result<()> {
         let _servers = nginx_everywhere(lab)?;
         let lb = Balancer::start(lab, &args())?;
         let told = |what: &str| eventually(what, || lb.process.stderr().contains(what).then_some(()));
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
         for (interface, says) in [("eth1", "no route to backend 10.0.0.10:8080"), ("eth0", "")] {
             lab.ip("lb", &format!("link set {interface} down"))?;
@@ -175,7 +195,7 @@ fn root_interfaces_that_are_made_anew() -> Result<()> {
         two_arms_bare(lab)?;
         let _servers = nginx_everywhere(lab)?;
         let lb = Balancer::start(lab, &args())?;
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
 
         lab.ip("lb", "link delete eth1")?;

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::balancer::{Balancer, Figures, PIN_DIR, XDP_LB, has_xdp, refused, weighted};
-use common::clients::{assert_weighted, requests};
-use common::held::Held;
+use common::clients::{KeepAlive, assert_weighted, requests};
 use common::netns::{Lab, in_lab};
 use common::networks::{VIP, two_arms};
 use common::servers::{HTTP, nginx_everywhere};
@@ -135,7 +134,7 @@ fn root_a_process_that_is_held_up() -> Result<()> {
         two_arms(lab)?;
         let _servers = nginx_everywhere(lab)?;
         let lb = Balancer::start(lab, &args())?;
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
         lb.process.signal(Signal::SIGSTOP)?;
         assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
@@ -184,7 +183,7 @@ fn root_a_clock_step() -> Result<()> {
             .spawn()?;
         let mut lb = Instance(child);
         balances(lab)?;
-        let mut held = Held::open(lab, &format!("{VIP}:80"))?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
         for offset in ["+1d", "-1d", "+0"] {
             fs::write(&step, offset)?;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use common::balancer::Balancer;
+use common::clients::KeepAlive;
+use common::eventually;
 use common::netns::{Lab, in_lab};
 use common::networks::{CLIENT, VIP, VIP_ONE_ARM, one_arm, two_arms};
 use common::servers::{HTTP, nginx_everywhere};
-use common::{eventually, held::Held};
 
 fn args(rest: &str) -> String {
     format!("eth0 --vip {VIP}:7/udp --assign-vip --stats-interval 300ms {rest}")
@@ -57,7 +58,7 @@ fn root_backend_whose_replies_go_elsewhere() -> Result<()> {
         // And the operator does so.
         lab.ip("web1", "route add default via 10.0.0.1")?;
         for _ in 0..4 {
-            Held::open(lab, &format!("{VIP}:80"))?.ask()?;
+            KeepAlive::open(lab, VIP, 80)?.ask()?;
         }
         Ok(())
     })

@@ -9,7 +9,8 @@ use clap::{Parser, Subcommand};
 const FORMS: &str = "xdp-lb [OPTIONS] IFACE
        xdp-lb status [--pin-dir DIR] [--json]
        xdp-lb verify
-       xdp-lb veth-peer IFACE [--remove]";
+       xdp-lb veth-peer IFACE [--remove]
+       xdp-lb detach IFACE [--pin-dir DIR]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -132,5 +133,14 @@ pub(super) enum Verb {
         /// Detach it again
         #[arg(long)]
         remove: bool,
+    },
+    /// Remove everything of an instance that died: programs, pins, addresses, settings
+    Detach {
+        /// An interface that the program is on
+        #[arg(value_name = "IFACE")]
+        interface: Option<OsString>,
+        /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
+        #[arg(long, value_name = "DIR")]
+        pin_dir: Option<OsString>,
     },
 }

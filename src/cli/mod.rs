@@ -55,6 +55,13 @@ pub enum Command {
         /// Detach the program instead.
         remove: bool,
     },
+    /// Remove everything of an instance that died.
+    Detach {
+        /// An interface that its program is on.
+        interface: String,
+        /// Where it has its pins.
+        pin_dir: PathBuf,
+    },
 }
 
 /// Reads a process's arguments, its own name first, as [`std::env::args_os`] gives them.

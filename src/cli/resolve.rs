@@ -24,12 +24,20 @@ pub(super) fn resolve(args: &Args) -> Result<Command, Usage> {
         }
         Some(Verb::Verify) => Ok(Command::Verify),
         Some(Verb::VethPeer { interface, remove }) => {
-            let interface = option("IFACE", interface.as_deref(), parse::interface)?;
-            let interface = interface
-                .ok_or_else(|| Usage::bad("IFACE", "the interface is missing", "xdp-lb veth-peer eth0"))?;
+            let interface = interface_of(interface.as_deref(), "xdp-lb veth-peer eth0")?;
             Ok(Command::VethPeer { interface, remove: *remove })
         }
+        Some(Verb::Detach { interface, pin_dir: dir }) => Ok(Command::Detach {
+            interface: interface_of(interface.as_deref(), "xdp-lb detach eth0")?,
+            pin_dir: pin_dir(dir.as_deref())?,
+        }),
     }
+}
+
+/// The interface that a verb is for; `right` shows the verb with one.
+fn interface_of(word: Option<&OsStr>, right: &str) -> Result<String, Usage> {
+    option("IFACE", word, parse::interface)?
+        .ok_or_else(|| Usage::bad("IFACE", "the interface is missing", right))
 }
 
 /// What is given is checked before what is missing: a wrong word is what the operator is looking at.
@@ -112,7 +120,7 @@ fn missing_vip(args: &Run) -> Usage {
         Some(word) if args.backend.is_empty() => {
             let word = quoted(word);
             let hint = format!(
-                "{word} was taken as the interface; the commands are status, verify and veth-peer.\n\
+                "{word} was taken as the interface; the commands are status, verify, veth-peer and detach.\n\
                  Try 'xdp-lb --help' for all options and examples."
             );
             Usage::bad_with_hint("--vip", wrong, &example("--vip"), &hint)

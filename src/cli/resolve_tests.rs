@@ -90,6 +90,12 @@ fn the_other_verbs() {
     for (line, remove) in [("veth-peer eth0", false), ("veth-peer eth0 --remove", true)] {
         assert_eq!(parse(words(line)), Ok(Command::VethPeer { interface: "eth0".to_owned(), remove }));
     }
+    for (line, pin_dir) in
+        [("detach eth0", DEFAULT_PIN_DIR), ("detach --pin-dir /sys/fs/bpf/x eth0", "/sys/fs/bpf/x")]
+    {
+        let expected = Command::Detach { interface: "eth0".to_owned(), pin_dir: pin_dir.into() };
+        assert_eq!(parse(words(line)), Ok(expected));
+    }
 }
 
 #[test]
@@ -188,6 +194,9 @@ fn arguments_that_do_not_fit_together() {
         ("veth-peer", "xdp-lb: IFACE: the interface is missing; write xdp-lb veth-peer eth0"),
         ("veth-peer a/b", "xdp-lb: IFACE \"a/b\": an interface's name has no / in it; write eth0"),
         ("veth-peer eth0 eth1", "xdp-lb: \"eth1\": it is one too many for veth-peer"),
+        ("detach", "xdp-lb: IFACE: the interface is missing; write xdp-lb detach eth0"),
+        ("detach eth0 eth1", "xdp-lb: \"eth1\": it is one too many for detach; write xdp-lb detach eth0"),
+        ("detach eth0 --pin-dir x", "xdp-lb: --pin-dir \"x\": it is a relative path"),
         ("help me", "xdp-lb: \"me\": there is no such command"),
         (
             "eth0 --backends 10.0.0.1:80",

@@ -168,6 +168,7 @@ fn form(verb: Option<&str>) -> &'static str {
         Some("status") => "xdp-lb status",
         Some("verify") => "xdp-lb verify",
         Some("veth-peer") => "xdp-lb veth-peer eth0",
+        Some("detach") => "xdp-lb detach eth0",
         Some(_) => "xdp-lb --help",
         None => RUN_EXAMPLE,
     }
@@ -270,7 +271,7 @@ mod tests {
 
     #[test]
     fn verbs_are_known() {
-        for verb in ["status", "verify", "veth-peer", "help"] {
+        for verb in ["status", "verify", "veth-peer", "detach", "help"] {
             assert!(is_verb(verb));
             assert!(form(Some(verb)).starts_with("xdp-lb "));
         }

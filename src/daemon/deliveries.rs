@@ -10,7 +10,7 @@ use super::network::View;
 use crate::config::Deliver;
 use crate::dataplane::{Egress, Mode, Plane};
 use crate::egress::{EgressFacts, Signs, egress};
-use crate::net::Netlink;
+use crate::net::{Link, Netlink};
 use crate::preflight::{StackInterface, sysctl_needs};
 
 /// What was decided for each interface that frames may leave by.
@@ -54,6 +54,22 @@ impl Deliveries {
             sysctls: BTreeSet::new(),
             refused: BTreeSet::new(),
         }
+    }
+
+    /// Decides for interfaces that are about to get the program, before the first packet meets it. What it has decided wrongly
+    /// [`Deliveries::follow`] puts right.
+    pub fn foresee<'a>(
+        &self,
+        plane: &mut Plane,
+        netlink: &mut Netlink,
+        links: impl IntoIterator<Item = &'a Link>,
+    ) -> Result<()> {
+        for link in links {
+            let expected = self.decide(egress(netlink, link, true)?);
+            let (hops, tables) = plane.next_hops();
+            hops.set_egress(tables, link.index, Some(expected.egress))?;
+        }
+        Ok(())
     }
 
     /// Decides for the interfaces that have the program, and with `all` for every other that a client may be reached by;
@@ -125,7 +141,7 @@ impl Deliveries {
 
     /// How packets travel by an interface, for people.
     pub fn describe(&self, interface: &AttachedInterface) -> String {
-        if interface.mode() == Mode::Skb && self.deliver == Deliver::Auto {
+        if interface.mode == Mode::Skb && self.deliver == Deliver::Auto {
             return "what arrives there is delivered by the kernel (only it can send frames above the MTU and unfinished \
                     checksums; faster: an interface whose driver does native XDP)"
                 .to_owned();
@@ -199,7 +215,7 @@ impl Decision {
 
 /// Whether everything that arrives on an interface is left to the kernel.
 fn is_stack(deliver: Deliver, interface: &AttachedInterface) -> bool {
-    deliver == Deliver::Stack || (interface.mode() == Mode::Skb && deliver == Deliver::Auto)
+    deliver == Deliver::Stack || (interface.mode == Mode::Skb && deliver == Deliver::Auto)
 }
 
 /// Which interfaces leave what to the kernel. `sends(from, to)`: XDP sends what arrives on one interface by the other.

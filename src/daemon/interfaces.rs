@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::network::View;
 use crate::config::{Config, Deliver, XdpMode};
-use crate::dataplane::{Attached, Attachment, Mode, PinDir, Plane, Profile};
+use crate::dataplane::{Attached, Mode, Plane, Profile};
 use crate::net::{Link, Netlink, RouteKind};
 
 /// The interfaces that have the program.
@@ -30,14 +30,8 @@ pub struct Wanted {
 pub struct AttachedInterface {
     pub link: Link,
     pub backends: Vec<String>,
-    attachment: Attachment,
-}
-
-impl AttachedInterface {
     /// How the program runs there.
-    pub fn mode(&self) -> Mode {
-        self.attachment.mode
-    }
+    pub mode: Mode,
 }
 
 impl Interfaces {
@@ -68,41 +62,73 @@ impl Interfaces {
         self.profile(link, mode)
     }
 
-    /// Attaches the program to an interface, in native mode where that may and can be.
-    pub fn attach(&mut self, plane: &mut Plane, pins: &PinDir, wanted: Wanted) -> Result<()> {
-        let Wanted { link, backends } = wanted;
-        let name = link.name.clone();
-        let attachment = match self.mode {
-            XdpMode::Native => self
-                .attach_in(plane, &link, Mode::Native)?
-                .map_err(|refused| refusal(&name, &refused, "skb, or auto"))?,
-            XdpMode::Skb => self
-                .attach_in(plane, &link, Mode::Skb)?
-                .map_err(|refused| refusal(&name, &refused, "native, or auto"))?,
-            XdpMode::Auto => match self.attach_in(plane, &link, Mode::Native)? {
-                Ok(attachment) => attachment,
-                Err(refused) => {
-                    crate::note!(
-                        "warning: the driver of {name} refuses native mode ({refused}){}: SKB mode is used there, \
-                         which is slower",
-                        hint(&refused)
-                    );
-                    self.attach_in(plane, &link, Mode::Skb)?.map_err(|refused| {
-                        anyhow::anyhow!(
-                            "could not attach the program to {name} in SKB mode either: {refused}"
-                        )
-                    })?
-                }
-            },
-        };
-        attachment.pin(pins.path())?;
-        self.attached.insert(link.index, AttachedInterface { link, backends, attachment });
+    /// Attaches the program to each of the interfaces that a start needs. Those last that must be detached first, because the
+    /// instance before left the program there in another mode: nothing should fail after that.
+    pub fn attach_all(&mut self, plane: &mut Plane, mut wanted: Vec<Wanted>) -> Result<()> {
+        wanted.sort_by_key(|wanted| self.changes_mode(plane, &wanted.link));
+        for wanted in wanted {
+            if self.changes_mode(plane, &wanted.link) {
+                crate::note!("{} changes its mode: for a moment it has no program", wanted.link.name);
+            }
+            self.attach(plane, wanted)?;
+        }
         Ok(())
     }
 
-    fn attach_in(&self, plane: &mut Plane, link: &Link, mode: Mode) -> Result<Result<Attachment, io::Error>> {
+    fn changes_mode(&self, plane: &Plane, link: &Link) -> bool {
+        match self.mode {
+            XdpMode::Auto => false,
+            XdpMode::Native => plane.left_mode(link.index) == Some(Mode::Skb),
+            XdpMode::Skb => plane.left_mode(link.index) == Some(Mode::Native),
+        }
+    }
+
+    /// Attaches the program to an interface, in native mode where that may and can be.
+    fn attach(&mut self, plane: &mut Plane, wanted: Wanted) -> Result<()> {
+        let Wanted { link, backends } = wanted;
+        let name = link.name.clone();
+        let mode = match self.mode {
+            XdpMode::Native => {
+                self.attach_in(plane, &link, Mode::Native)?
+                    .map_err(|refused| refusal(&name, &refused, "skb, or auto"))?;
+                Mode::Native
+            }
+            XdpMode::Skb => {
+                self.attach_in(plane, &link, Mode::Skb)?
+                    .map_err(|refused| refusal(&name, &refused, "native, or auto"))?;
+                Mode::Skb
+            }
+            XdpMode::Auto => self.attach_as_it_can(plane, &link)?,
+        };
+        self.attached.insert(link.index, AttachedInterface { link, backends, mode });
+        Ok(())
+    }
+
+    /// In native mode, else in SKB mode. One that was left in SKB mode stays so: to try whether its driver does native mode
+    /// would mean to detach it first.
+    fn attach_as_it_can(&self, plane: &mut Plane, link: &Link) -> Result<Mode> {
+        let name = &link.name;
+        if plane.left_mode(link.index) == Some(Mode::Skb) {
+            crate::note!("{name} stays in SKB mode, in which it was left; --xdp-mode native changes that");
+        } else {
+            let Err(refused) = self.attach_in(plane, link, Mode::Native)? else { return Ok(Mode::Native) };
+            crate::note!(
+                "warning: the driver of {name} refuses native mode ({refused}){}: SKB mode is used there, which is slower",
+                hint(&refused)
+            );
+        }
+        match self.attach_in(plane, link, Mode::Skb)? {
+            Ok(()) => Ok(Mode::Skb),
+            Err(refused) => {
+                bail!("could not attach the program to {name} in SKB mode either: {refused}")
+            }
+        }
+    }
+
+    /// The inner error: the driver does not do the mode.
+    fn attach_in(&self, plane: &mut Plane, link: &Link, mode: Mode) -> Result<Result<(), io::Error>> {
         Ok(match plane.attach(link.index, &link.name, mode, self.profile(link, mode))? {
-            Attached::Yes(attachment) => Ok(attachment),
+            Attached::Yes => Ok(()),
             Attached::Unsupported(error) => Err(error),
         })
     }
@@ -119,14 +145,14 @@ impl Interfaces {
     }
 
     /// Brings the program to interfaces that face a backend now, or that are back under their name; lets go of those that
-    /// are gone. Returns what could not be done.
-    pub fn follow(&mut self, plane: &mut Plane, pins: &PinDir, view: &View) -> Vec<String> {
+    /// are gone. Returns what could not be done. Pins are the caller's to bring in step.
+    pub fn follow(&mut self, plane: &mut Plane, view: &View) -> Vec<String> {
+        plane.forget_gone();
         let gone: Vec<u32> =
             self.attached.keys().filter(|index| !view.links.contains_key(index)).copied().collect();
         for index in gone {
             if let Some(gone) = self.attached.remove(&index) {
                 crate::note!("warning: {} is gone, and the program with it", gone.link.name);
-                gone.attachment.unpin(pins.path());
             }
         }
         let mut troubles = Vec::new();
@@ -135,7 +161,7 @@ impl Interfaces {
                 Some(known) => (known.link, known.backends) = (wanted.link, wanted.backends),
                 None => {
                     let name = wanted.link.name.clone();
-                    match check(&wanted.link).and_then(|()| self.attach(plane, pins, wanted)) {
+                    match check(&wanted.link).and_then(|()| self.attach(plane, wanted)) {
                         Ok(()) => crate::note!("attached to {name} too"),
                         Err(error) => troubles.push(format!("{error:#}")),
                     }
@@ -168,7 +194,7 @@ impl Interfaces {
 }
 
 /// Notes that a backend is behind an interface.
-fn face(all: &mut Vec<Wanted>, link: &Link, backend: String) {
+pub fn face(all: &mut Vec<Wanted>, link: &Link, backend: String) {
     match all.iter_mut().find(|wanted| wanted.link.index == link.index) {
         Some(wanted) if wanted.backends.contains(&backend) => {}
         Some(wanted) => wanted.backends.push(backend),

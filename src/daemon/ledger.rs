@@ -16,6 +16,7 @@ use crate::net::{read_sysctl, write_sysctl};
 pub struct Ledger {
     record: Record,
     changes: Changes,
+    was_elsewhere: bool,
 }
 
 /// Its JSON is what a later version reads: fields are added, never renamed.
@@ -74,27 +75,35 @@ impl Ledger {
             return Ok(Ledger {
                 record: Record::make(pin_dir)?,
                 changes: Changes { namespace, ..Changes::default() },
+                was_elsewhere: false,
             });
         };
         let bytes = record.read()?;
         let mut changes: Changes = match bytes.is_empty() {
-            true => Changes::default(),
+            true => Changes { namespace, ..Changes::default() },
             false => serde_json::from_slice(&bytes).with_context(|| {
                 format!(
-                    "the record of what was changed on this host, in {}, cannot be read: it is of another version; put \
-                     back by hand what it names: {}",
+                    "the record of what was changed on this host, in {}, cannot be read: put back by hand what it names, \
+                     then remove it (xdp-lb detach IFACE): {}",
                     pin_dir.display(),
                     String::from_utf8_lossy(&bytes)
                 )
             })?,
         };
-        if changes.namespace != namespace {
+        let was_elsewhere = changes.namespace != namespace;
+        if was_elsewhere {
             // That of an instance in a container that is gone, most likely: nothing of it is left to put back.
             changes.sysctls.clear();
             changes.vips.clear();
             changes.namespace = namespace;
         }
-        Ok(Ledger { record, changes })
+        Ok(Ledger { record, changes, was_elsewhere })
+    }
+
+    /// Whether the instance before was in another network namespace. What it changed there cannot be put back from here, and
+    /// is forgotten with the next change.
+    pub fn was_elsewhere(&self) -> bool {
+        self.was_elsewhere
     }
 
     /// Gives a sysctl a value and says why. One that has the value already is left alone, and so will stay.
@@ -212,6 +221,11 @@ impl Ledger {
         self.restore_where(|entry| entry.name == name);
     }
 
+    /// Puts back what this instance set, for a start that failed: an earlier one's may still be needed.
+    pub fn restore_own(&mut self) {
+        self.restore_where(|entry| entry.origin == Origin::Own);
+    }
+
     /// Puts every sysctl back. What somebody else changed last stays as it is.
     pub fn restore(&mut self) {
         self.restore_where(|_| true);
@@ -229,6 +243,11 @@ impl Ledger {
         if let Err(error) = self.save() {
             crate::note!("warning: {error:#}");
         }
+    }
+
+    /// Pins the record once more, into a directory that lost its pins.
+    pub fn pin(&mut self, pin_dir: &Path) -> Result<()> {
+        self.record.pin(pin_dir)
     }
 
     fn save(&self) -> Result<()> {

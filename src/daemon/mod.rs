@@ -1,10 +1,13 @@
 //! One running instance: starts it, keeps it in step with the network, prints what it does, and takes it down.
 
 mod deliveries;
+mod detach;
 mod interfaces;
+mod kept_pins;
 mod ledger;
 mod network;
 mod running;
+mod start;
 mod vip;
 mod warnings;
 mod watch;
@@ -19,47 +22,102 @@ use crate::config::Config;
 use crate::dataplane::{Mode, PinDir, Plane};
 use crate::net::{Changes, Events, Netlink};
 use crate::preflight::{self, Level};
-use deliveries::Deliveries;
-use interfaces::{Interfaces, Wanted};
+use interfaces::Wanted;
+use kept_pins::KeptPins;
 use ledger::Ledger;
-use network::Network;
 use running::Running;
-use vip::AssignedVips;
+use start::Started;
 use warnings::Warnings;
 use watch::Watch;
 
-/// The kernel looks up routes in a program only on behalf of an interface that forwards. The loopback interface's own
-/// switch is enough, and forwards nothing by itself.
-const LOOKUP_SYSCTL: &str = "net.ipv4.conf.lo.forwarding";
+pub use detach::detach;
 
-/// Runs until SIGINT, SIGTERM or SIGHUP. Whatever happens, what was attached, pinned, assigned or set is taken back.
+/// Runs until SIGINT, SIGTERM or SIGHUP. Whatever happens, what was attached, pinned, assigned or set is taken back; but a
+/// start that fails over what an instance left which died does not touch it.
 pub fn run(config: &Config) -> Result<()> {
     let wakes = Wakes::by_signals()?;
     let mut netlink = Netlink::open()?;
     check(&mut netlink, config)?;
     let needed = interfaces::needed(&mut netlink, config)?;
+    // From here on nothing that happens to the network is missed.
+    wakes.listen()?;
     let pins = PinDir::acquire(&config.pin_dir)?;
     let mut ledger = Ledger::open(pins.path())?;
     if let Some(mounted) = pins.mounted() {
         ledger.add_mount(mounted)?;
         crate::note!("mounted a bpffs at {}, where none was", mounted.display());
     }
-    if pins.had_leftovers() {
-        crate::note!(
-            "warning: an instance that died had left its programs attached; they were detached, and its \
-             connections are lost"
-        );
-    }
-    let served = serve(config, netlink, needed, &pins, &mut ledger, &wakes);
-    // First of all: nobody should be drawn here by an address that nothing balances any more.
-    vip::remove(ledger.vips(), &mut ledger);
-    let detached = pins.detach();
-    ledger.restore();
-    let cleaned = detached.and(pins.remove(ledger.mounted()));
-    served?;
-    cleaned.context("could not clean up")?;
+    let started = match start(config, netlink, needed, &pins, &mut ledger) {
+        Ok(started) => started,
+        Err(Failed { error, leaves_it: true }) => {
+            return Err(error.context("the start failed; what the instance before left goes on"));
+        }
+        Err(Failed { error, leaves_it: false }) => {
+            let _ = take_down(None, pins, &mut ledger);
+            return Err(error);
+        }
+    };
+    let Started { plane, network, interfaces, deliveries, vips } = started;
+    let mut running = Running {
+        config,
+        pins: KeptPins::new(pins),
+        ledger,
+        plane,
+        network,
+        interfaces,
+        deliveries,
+        vips,
+        warnings: Warnings::default(),
+        watch: Watch::new(),
+    };
+    running.begin();
+    say(&banner(&running));
+    running.run(&wakes.receiver);
+    let Running { mut plane, pins, mut ledger, .. } = running;
+    take_down(Some(&mut plane), pins.into_inner(), &mut ledger).context("could not clean up")?;
     say("detached; the pins are removed\n");
     Ok(())
+}
+
+/// Why a start failed, and whether what an instance before left goes on as it was.
+struct Failed {
+    error: anyhow::Error,
+    leaves_it: bool,
+}
+
+fn start(
+    config: &Config,
+    netlink: Netlink,
+    needed: Vec<Wanted>,
+    pins: &PinDir,
+    ledger: &mut Ledger,
+) -> Result<Started, Failed> {
+    let nothing_left = |error| Failed { error, leaves_it: false };
+    let left = start::find_left(pins, ledger).map_err(|error| Failed { error, leaves_it: true })?;
+    let takes_over = left.is_some();
+    match start::prepare(config, netlink, needed, left, ledger) {
+        Ok(prepared) => {
+            let committed = prepared.commit(config, pins, ledger);
+            committed.map_err(|error| Failed { error, leaves_it: takes_over })
+        }
+        Err(error) if takes_over => {
+            ledger.restore_own();
+            Err(Failed { error, leaves_it: true })
+        }
+        Err(error) => Err(nothing_left(error)),
+    }
+}
+
+/// Takes everything back, whatever of it fails.
+fn take_down(plane: Option<&mut Plane>, pins: PinDir, ledger: &mut Ledger) -> Result<()> {
+    // First of all: nobody should be drawn here by an address that nothing balances any more.
+    vip::remove(ledger.vips(), ledger);
+    // By the links themselves: their pins may be gone.
+    let detached = plane.map_or(Ok(()), Plane::detach_all);
+    let unpinned = pins.detach();
+    ledger.restore();
+    let removed = pins.remove(ledger.mounted());
+    detached.and(unpinned.map(drop)).and(removed)
 }
 
 /// Looks for what would keep it from working, and says what is found. Nothing has been changed so far.
@@ -70,50 +128,6 @@ fn check(netlink: &mut Netlink, config: &Config) -> Result<()> {
     }
     let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
     ensure!(errors == 0, "not started: {errors} {}", if errors == 1 { "error" } else { "errors" });
-    Ok(())
-}
-
-/// Starts everything in the order in which each part needs the one before it, and serves.
-fn serve(
-    config: &Config,
-    netlink: Netlink,
-    needed: Vec<Wanted>,
-    pins: &PinDir,
-    ledger: &mut Ledger,
-    wakes: &Wakes,
-) -> Result<()> {
-    let main = needed.first().context("no interface is named")?.link.clone();
-    let mut interfaces = Interfaces::new(&main.name, config);
-    let first = interfaces.first_profile(&main);
-    let mut plane = Plane::load(config.max_connections, &config.timeouts, &config.services, first)?;
-    plane.apply(&config.services)?;
-    allow_lookups(ledger);
-    let mut network = Network::new(netlink);
-    network.resolve(&mut plane)?;
-    plane.pin(pins.path())?;
-    for wanted in needed {
-        interfaces.attach(&mut plane, pins, wanted)?;
-    }
-    // From here on nothing that happens to the network is missed.
-    wakes.listen()?;
-    let vips = AssignedVips::assign(config, &main, ledger)?;
-    vip::remove(ledger.inherited_vips(), ledger);
-    let mut running = Running {
-        config,
-        pins,
-        ledger,
-        plane,
-        network,
-        interfaces,
-        deliveries: Deliveries::new(config.deliver),
-        vips,
-        warnings: Warnings::default(),
-        watch: Watch::new(),
-    };
-    running.follow(Changes { links: true, ..Changes::default() })?;
-    running.ledger.restore_inherited();
-    say(&banner(&running));
-    running.run(&wakes.receiver);
     Ok(())
 }
 
@@ -160,16 +174,6 @@ impl Wakes {
     }
 }
 
-/// Lets the program look up routes.
-fn allow_lookups(ledger: &mut Ledger) {
-    let why = "the program needs it to look up the way to clients";
-    if let Err(error) = ledger.set_sysctl(LOOKUP_SYSCTL, "1", why) {
-        crate::note!(
-            "warning: {error:#}; unless it is 1 already, all replies are left to the kernel, which drops most"
-        );
-    }
-}
-
 /// What was attached where, and how packets travel.
 fn banner(running: &Running<'_>) -> String {
     let Running { config, plane, network, interfaces, deliveries, .. } = running;
@@ -181,7 +185,7 @@ fn banner(running: &Running<'_>) -> String {
         text += &format!("  backend {}, {}\n", backend.address, network.describe(*backend));
     }
     for interface in interfaces.attached() {
-        let mode = match interface.mode() {
+        let mode = match interface.mode {
             Mode::Native => "native",
             Mode::Skb => "SKB",
         };

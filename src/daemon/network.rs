@@ -30,8 +30,10 @@ pub struct Network {
     interfaces: Vec<(u32, bool)>,
     /// Neighbours that the kernel would send to, at the last look.
     alive: HashSet<Station>,
-    /// Neighbours that connections are sent to, as the last sweep found them.
-    in_use: HashSet<Station>,
+    /// Neighbours that connections are sent to, as the last sweep found them, each with one of its clients.
+    in_use: HashMap<Station, Ipv4Addr>,
+    /// Those of them of which it is not known whether they are still the way to their clients.
+    unsure: HashSet<Station>,
 }
 
 /// How a backend is reached.
@@ -70,7 +72,8 @@ impl Network {
             reroute: false,
             interfaces: Vec::new(),
             alive: HashSet::new(),
-            in_use: HashSet::new(),
+            in_use: HashMap::new(),
+            unsure: HashSet::new(),
         }
     }
 
@@ -131,11 +134,13 @@ impl Network {
         let used = self.ways.values().map(|way| way.index).collect();
         let (hops, tables) = plane.next_hops();
         hops.keep_backends(tables, &used)?;
-        // Last: what they ask for is then all there.
+        // Last: what they ask for is then all there. What the kernel would not send to now stays as it is.
         self.reroute |= rerouted;
-        if self.reroute && hops.renew_neighbours(tables)? {
+        if self.reroute && hops.renew_neighbours(tables, &self.alive)? {
             self.reroute = false;
+            self.unsure.extend(self.in_use.keys());
         }
+        self.make_sure(plane, view)?;
         Ok(troubles)
     }
 
@@ -145,6 +150,7 @@ impl Network {
         let (hops, tables) = plane.next_hops();
         hops.collect(tables, named, &self.alive)?;
         self.in_use = hops.in_use(named).collect();
+        self.unsure = self.in_use.keys().copied().collect();
         // What has a row is remembered even while the kernel does not know it: it may come back as another machine.
         let rows: HashSet<Station> = hops.neighbours().collect();
         self.macs.retain(|at, mac| rows.contains(&(at.0, *mac)));
@@ -193,8 +199,34 @@ impl Network {
                 hops.forget_neighbour(tables, at.0, old)?;
             }
             // Frames sent by XDP do not tell the kernel that the neighbour is in use.
-            if neighbour.stale && self.in_use.contains(&(at.0, mac)) {
+            if neighbour.stale && self.in_use.contains_key(&(at.0, mac)) {
                 self.netlink.probe_neighbour(at.0, at.1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the way to a client of each neighbour in use with the neighbour. One that is not the way any more is
+    /// forgotten, but only when the kernel knows the one that is: until then it is the best guess.
+    fn make_sure(&mut self, plane: &mut Plane, view: &View) -> Result<()> {
+        for station in std::mem::take(&mut self.unsure) {
+            let Some(client) = self.in_use.get(&station).copied() else { continue };
+            let route = self.netlink.route_to(client)?.filter(|route| route.kind == RouteKind::Unicast);
+            let Some(route) = route else { continue };
+            let next = route.gateway.unwrap_or(client);
+            let neighbour = view.neighbours.get(&(route.ifindex, next)).filter(|neighbour| neighbour.usable);
+            match neighbour.and_then(|neighbour| neighbour.mac) {
+                Some(mac) if (route.ifindex, mac) == station => {}
+                Some(_) => {
+                    let (hops, tables) = plane.next_hops();
+                    hops.forget_neighbour(tables, station.0, station.1)?;
+                }
+                None => {
+                    if view.links.get(&route.ifindex).is_some_and(|link| link.up) {
+                        self.netlink.probe_neighbour(route.ifindex, next)?;
+                    }
+                    self.unsure.insert(station);
+                }
             }
         }
         Ok(())
@@ -235,6 +267,14 @@ impl Network {
         // While ARP is being asked again the old MAC is the best guess.
         let same = |way: &Way| way.mac.is_some() && way.ifindex == link.index && way.next_hop == next;
         if mac.is_none() && known.is_some_and(same) {
+            return Ok(None);
+        }
+        // So is the one that the instance before left.
+        let left = plane.next_hop_of(backend).filter(|(_, hop)| hop.ifindex == link.index);
+        if let (None, None, Some((index, NextHop { neighbour: Some(mac), .. }))) = (mac, known, left) {
+            let interface = link.name.clone();
+            let way = Way { index, ifindex: link.index, interface, next_hop: next, mac: Some(mac) };
+            self.ways.insert(backend.index, way);
             return Ok(None);
         }
         let (hops, tables) = plane.next_hops();

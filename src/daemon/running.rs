@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::deliveries::Deliveries;
 use super::interfaces::Interfaces;
+use super::kept_pins::KeptPins;
 use super::ledger::Ledger;
 use super::network::Network;
 use super::vip::AssignedVips;
@@ -14,7 +15,7 @@ use super::warnings::Warnings;
 use super::watch::Watch;
 use super::{Wake, say};
 use crate::config::Config;
-use crate::dataplane::{Census, PinDir, Plane, sweep_interval};
+use crate::dataplane::{Census, Plane, sweep_interval};
 use crate::metrics::{Snapshot, render};
 use crate::net::Changes;
 use crate::preflight::{self, Level};
@@ -29,8 +30,8 @@ const ASK_INTERVAL: Duration = Duration::from_millis(200);
 /// Everything that a running instance holds.
 pub struct Running<'a> {
     pub config: &'a Config,
-    pub pins: &'a PinDir,
-    pub ledger: &'a mut Ledger,
+    pub pins: KeptPins,
+    pub ledger: Ledger,
     pub plane: Plane,
     pub network: Network,
     pub interfaces: Interfaces,
@@ -102,17 +103,29 @@ impl Running<'_> {
         }
     }
 
+    /// The first look at the network since the program is attached: what an instance before left may have changed since it
+    /// died. Then what only that one needed of this host is put back.
+    pub fn begin(&mut self) {
+        if let Err(error) = self.sweep(None, Instant::now()) {
+            self.warnings.are("sweep", [format!("{error:#}")]);
+        }
+        if let Err(error) = self.follow(Changes::ALL) {
+            self.warnings.are("network", [format!("could not follow the network: {error:#}")]);
+        }
+        self.ledger.restore_inherited();
+    }
+
     /// One look at the network, and everything brought in step with it.
-    pub fn follow(&mut self, heard: Changes) -> Result<()> {
+    fn follow(&mut self, heard: Changes) -> Result<()> {
         let view = self.network.look(&self.plane)?;
-        let troubles = self.interfaces.follow(&mut self.plane, self.pins, &view);
+        let troubles = self.interfaces.follow(&mut self.plane, &view);
         self.warnings.are("interfaces", troubles);
         let slower = self.deliveries.follow(
             &mut self.plane,
             self.network.netlink(),
             &view,
             &self.interfaces,
-            self.ledger,
+            &mut self.ledger,
             heard.links,
         )?;
         if slower {
@@ -130,9 +143,10 @@ impl Running<'_> {
         });
         self.warnings.are("neighbours", silent);
         if let Some(main) = self.interfaces.main() {
-            self.vips.follow(&main.link, self.ledger)?;
+            self.vips.follow(&main.link, &mut self.ledger)?;
         }
         self.ledger.keep();
+        self.pins.check(&mut self.plane, &mut self.ledger);
         let troubles = self.watch.backends(&self.plane, &view, self.network.netlink())?;
         self.warnings.are("replies", troubles);
         Ok(())
@@ -141,6 +155,9 @@ impl Running<'_> {
     fn sweep(&mut self, report: Option<&mut Report>, now: Instant) -> Result<()> {
         let census = self.plane.sweep()?;
         self.network.swept(&mut self.plane, &census.nexthops)?;
+        for backend in self.plane.collect()? {
+            crate::note!("backend {}, which was removed, has no connections any more", backend.address);
+        }
         if census.corrected > 0 {
             crate::note!(
                 "warning: the loads of least connections were off by {}: corrected",

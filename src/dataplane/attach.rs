@@ -2,19 +2,13 @@
 
 use std::ffi::CString;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use libbpf_rs::Link;
-use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use anyhow::{Context as _, Result, bail};
+use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
 use nix::errno::Errno;
-
-use super::load::Program;
-use super::pin::LINK_PREFIX;
-use super::skeleton::peer::XdpPeerSkelBuilder;
 
 /// Where in the kernel a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +29,10 @@ impl Mode {
 }
 
 /// A program on an interface. Detached when the last of this and its pin goes.
-pub struct Attachment {
+pub(super) struct Attachment {
     link: OwnedFd,
-    ifindex: u32,
+    /// The interface.
+    pub ifindex: u32,
     /// How it runs.
     pub mode: Mode,
 }
@@ -46,20 +41,68 @@ impl Attachment {
     /// Attaches a program to an interface by a link, which belongs to nobody else's program.
     ///
     /// `EOPNOTSUPP` and `EBUSY` stay recognisable as [`io::Error`].
-    pub fn new(program: &Program, ifindex: u32, mode: Mode) -> Result<Attachment, io::Error> {
-        let link = create_link(program.fd(), ifindex, mode)?;
+    pub fn new(program: BorrowedFd<'_>, ifindex: u32, mode: Mode) -> Result<Attachment, io::Error> {
+        let link = create_link(program, ifindex, mode)?;
         Ok(Attachment { link, ifindex, mode })
     }
 
-    /// Removes the pin again; the program stays attached while this lives. A pin that is gone is as good.
-    pub fn unpin(&self, pin_dir: &Path) {
-        let _ = std::fs::remove_file(pin_dir.join(format!("{LINK_PREFIX}{}", self.ifindex)));
+    /// Takes hold of a pinned link, and tells the id of its program. `None` if its interface is gone, and the link with it.
+    pub fn open(path: &Path) -> Result<Option<(Attachment, u32)>> {
+        let opening = || format!("could not open the pinned link {}", path.display());
+        let link = open_pin(path).with_context(opening)?;
+        let info = LinkInfo::from_fd(link.as_fd()).with_context(opening)?;
+        let LinkTypeInfo::Xdp(xdp) = &info.info else {
+            bail!("{} is not a link of an XDP program", path.display());
+        };
+        if xdp.ifindex == 0 {
+            return Ok(None);
+        }
+        let skb = programs_on(xdp.ifindex).is_some_and(|on| on.skb_prog_id == info.prog_id);
+        let mode = if skb { Mode::Skb } else { Mode::Native };
+        Ok(Some((Attachment { link, ifindex: xdp.ifindex, mode }, info.prog_id)))
+    }
+
+    /// Whether its interface is still there.
+    pub fn is_live(&self) -> bool {
+        let info = LinkInfo::from_fd(self.link.as_fd());
+        matches!(info, Ok(LinkInfo { info: LinkTypeInfo::Xdp(xdp), .. }) if xdp.ifindex != 0)
+    }
+
+    /// Puts another program in the place of the one that runs, between two packets.
+    pub fn replace(&self, program: BorrowedFd<'_>) -> Result<(), io::Error> {
+        // SAFETY: two live descriptors, and no options.
+        let result = unsafe {
+            libbpf_sys::bpf_link_update(self.link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
+        };
+        checked(result)
+    }
+
+    /// Detaches it at once, whoever else holds it or has it pinned.
+    pub fn detach(&self) -> Result<(), io::Error> {
+        // SAFETY: a live descriptor.
+        checked(unsafe { libbpf_sys::bpf_link_detach(self.link.as_raw_fd()) })
     }
 
     /// Keeps the program attached beyond this process' death.
-    pub fn pin(&self, pin_dir: &Path) -> Result<()> {
-        pin(self.link.as_fd(), &pin_dir.join(format!("{LINK_PREFIX}{}", self.ifindex)))
+    pub fn pin(&self, path: &Path) -> Result<()> {
+        pin(self.link.as_fd(), path)
     }
+}
+
+fn checked(result: i32) -> Result<(), io::Error> {
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-result)) }
+}
+
+/// A descriptor of what is pinned at a path.
+pub(super) fn open_pin(path: &Path) -> Result<OwnedFd, io::Error> {
+    let c_path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a C string that outlives the call.
+    let fd = unsafe { libbpf_sys::bpf_obj_get(c_path.as_ptr()) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Pins a descriptor of a program or a link.
@@ -70,27 +113,6 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(-error))
             .with_context(|| format!("could not pin {}", path.display())),
-    }
-}
-
-/// Detaches the link pinned at a path at once; the removal of the pin alone would leave that to a worker of the kernel.
-pub(super) fn detach_pinned_link(path: &Path) -> Result<()> {
-    let link =
-        Link::open(path).with_context(|| format!("could not open the pinned link {}", path.display()))?;
-    match link.detach() {
-        Ok(()) => Ok(()),
-        // Its interface is gone, and the link with it.
-        Err(error) if io::Error::from(error_kind(&error)).kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => {
-            Err(anyhow!(error)).with_context(|| format!("could not detach the link {}", path.display()))
-        }
-    }
-}
-
-fn error_kind(error: &libbpf_rs::Error) -> io::ErrorKind {
-    match error.kind() {
-        libbpf_rs::ErrorKind::NotFound => io::ErrorKind::NotFound,
-        _ => io::ErrorKind::Other,
     }
 }
 
@@ -117,50 +139,21 @@ fn create_link(program: BorrowedFd<'_>, ifindex: u32, mode: Mode) -> Result<Owne
 }
 
 /// The id of the program that is on an interface, in any mode; `None` if there is none.
-pub(super) fn program_on(ifindex: u32) -> Option<u32> {
-    let mut id = 0;
-    // SAFETY: `id` outlives the call.
-    let result = unsafe { libbpf_sys::bpf_xdp_query_id(ifindex as i32, 0, &raw mut id) };
-    (result == 0 && id != 0).then_some(id)
+pub fn program_on(ifindex: u32) -> Option<u32> {
+    let on = programs_on(ifindex)?;
+    [on.drv_prog_id, on.skb_prog_id, on.hw_prog_id, on.prog_id].into_iter().find(|id| *id != 0)
 }
 
-/// Attaches the program that passes everything to an interface, where it stays until [`detach_peer`] or the interface's
-/// end. Native mode only: it is for the far ends of veths. Ok(false): it was there already.
-pub fn attach_peer(ifindex: u32, interface: &str) -> Result<bool> {
-    if let Some(id) = program_on(ifindex) {
-        if program_name(id).as_deref() == Some("xdp_peer") {
-            return Ok(false);
-        }
-        bail!("{interface} already has another XDP program (id {id}): any program there lets frames arrive");
-    }
-    let mut object = MaybeUninit::uninit();
-    let mut skeleton =
-        XdpPeerSkelBuilder::default().open(&mut object).context("could not read the program")?;
-    skeleton.progs.lb_clock.set_autoload(false);
-    let loaded = skeleton.load().context("could not load the program xdp_peer into the kernel")?;
-    let flags = libbpf_sys::XDP_FLAGS_DRV_MODE | libbpf_sys::XDP_FLAGS_UPDATE_IF_NOEXIST;
-    xdp_attach(ifindex, loaded.progs.xdp_peer.as_fd().as_raw_fd(), flags)
-        .with_context(|| format!("could not attach xdp_peer to {interface} in native mode"))?;
-    Ok(true)
-}
-
-/// Detaches the program that [`attach_peer`] attached. Ok(false): there is none.
-pub fn detach_peer(ifindex: u32, interface: &str) -> Result<bool> {
-    let Some(id) = program_on(ifindex) else { return Ok(false) };
-    if program_name(id).as_deref() != Some("xdp_peer") {
-        bail!("the XDP program on {interface} (id {id}) is not xdp_peer: it is left alone");
-    }
-    xdp_attach(ifindex, -1, libbpf_sys::XDP_FLAGS_DRV_MODE)
-        .with_context(|| format!("could not detach xdp_peer from {interface}"))?;
-    Ok(true)
-}
-
-fn xdp_attach(ifindex: u32, program: i32, flags: u32) -> Result<(), io::Error> {
-    // SAFETY: no options are passed; the descriptor is live, or -1 to detach.
-    match unsafe { libbpf_sys::bpf_xdp_attach(ifindex as i32, program, flags, std::ptr::null()) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(-error)),
-    }
+/// The ids of the programs that are on an interface, by mode.
+#[allow(clippy::needless_update)] // the binding's padding fields differ between versions
+fn programs_on(ifindex: u32) -> Option<libbpf_sys::bpf_xdp_query_opts> {
+    let mut on = libbpf_sys::bpf_xdp_query_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: `on` outlives the call.
+    let result = unsafe { libbpf_sys::bpf_xdp_query(ifindex as i32, 0, &raw mut on) };
+    (result == 0).then_some(on)
 }
 
 /// The name of a loaded program, as the kernel has it.

@@ -23,18 +23,18 @@ const UDP: usize = constants::LB_TIMEOUT_UDP.0 as usize;
 
 /// A connection's state word.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct State(u64);
+pub(super) struct State(pub(super) u64);
 
 impl State {
     fn field(self, shift: layout, mask: u64) -> u64 {
         self.0 >> shift.0 & mask
     }
 
-    fn backend(self) -> u16 {
+    pub(super) fn backend(self) -> u16 {
         self.field(layout::LB_STATE_BACKEND_SHIFT, 0xffff) as u16
     }
 
-    fn phase(self) -> lb_phase {
+    pub(super) fn phase(self) -> lb_phase {
         lb_phase(self.field(layout::LB_STATE_PHASE_SHIFT, 7) as u32)
     }
 
@@ -42,7 +42,7 @@ impl State {
         self.field(layout::LB_STATE_TAG_SHIFT, 0xff) as u8
     }
 
-    fn nexthop(self) -> u16 {
+    pub(super) fn nexthop(self) -> u16 {
         self.field(layout::LB_STATE_NEXTHOP_SHIFT, 0xffff) as u16
     }
 
@@ -51,7 +51,7 @@ impl State {
         State(self.0 & !(0xffff << layout::LB_STATE_NEXTHOP_SHIFT.0))
     }
 
-    fn expired(self) -> bool {
+    pub(super) fn expired(self) -> bool {
         self.field(layout::LB_STATE_EXPIRED_SHIFT, 1) == 1
     }
 
@@ -59,7 +59,7 @@ impl State {
         State(self.0 | 1 << layout::LB_STATE_EXPIRED_SHIFT.0)
     }
 
-    fn is_entry(self) -> bool {
+    pub(super) fn is_entry(self) -> bool {
         !matches!(self.phase(), lb_phase::LB_PHASE_FREE | lb_phase::LB_PHASE_CLAIMED)
     }
 
@@ -73,7 +73,7 @@ impl State {
         self.is_live() && !unconfirmed.contains(&self.phase())
     }
 
-    fn counted(self) -> bool {
+    pub(super) fn counted(self) -> bool {
         self.field(layout::LB_STATE_COUNTED_SHIFT, 1) == 1
     }
 
@@ -87,10 +87,15 @@ impl State {
         }
     }
 
-    fn over_timeout(self, now: u16, timeouts: &[u16; 16]) -> bool {
+    /// In units of the table's clock.
+    pub(super) fn age(self, now: u16) -> u16 {
         let age = now.wrapping_sub(self.field(layout::LB_STATE_SEEN_SHIFT, 0xffff) as u16);
+        if age < AGE_LIMIT { age } else { 0 }
+    }
+
+    pub(super) fn over_timeout(self, now: u16, timeouts: &[u16; 16]) -> bool {
         let udp = self.field(layout::LB_STATE_UDP_SHIFT, 1) as usize;
-        age < AGE_LIMIT && age > timeouts[self.phase().0 as usize + udp * UDP]
+        self.age(now) > timeouts[self.phase().0 as usize + udp * UDP]
     }
 }
 
@@ -230,14 +235,15 @@ impl<'a> Sweeper<'a> {
         let mut census = Census { slots: (buckets * PER_BUCKET) as u64, ..Census::default() };
         for bucket in 0..buckets {
             for slot in 0..PER_BUCKET {
-                let Some((_, word)) = self.entry(bucket, slot) else { continue };
+                let Some((key, word)) = self.entry(bucket, slot) else { continue };
                 let state = State(word.load(Ordering::Acquire));
                 if !state.is_entry() {
                     continue;
                 }
                 self.note(&mut census, state);
                 let left = each(&mut census, bucket, slot, state);
-                census.nexthops.note(left.nexthop());
+                let live = left.is_live() && !left.over_timeout(self.now, &self.settings.timeout);
+                census.nexthops.note(left.nexthop(), live.then_some(key));
                 if left.counted() {
                     census.counted(left.backend()).entries += 1;
                 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -8,8 +9,11 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, PrintLevel};
 
 use super::skeleton::lb::{OpenXdpLbSkel, XdpLbSkelBuilder};
-use super::tables::{Capacity, Tables};
+use super::tables::{Capacity, Shape, Tables, reuse, shapes};
 use super::types;
+
+/// The balancer's name in the kernel.
+pub const PROGRAM: &str = "xdp_lb";
 
 /// What a copy of the program is specialised for; the verifier removes what it does not need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,33 +129,28 @@ pub(super) fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> R
     Ok((options.retval, out))
 }
 
-/// Loads the program for one profile. Without `tables` it makes new ones of the given capacity; with them it is another
-/// copy of the program on the same tables.
+/// Loads the program for one profile. It uses the tables that are `there` and makes those that are missing, of the given
+/// capacity; all of them are returned.
 pub(super) fn load(
     profile: Profile,
     settings: &types::lb_settings,
-    source: Source<'_>,
-) -> Result<(Program, Option<Tables>)> {
+    capacity: &Capacity,
+    there: &BTreeMap<&'static str, MapHandle>,
+) -> Result<(Program, Tables)> {
     let mut object = MaybeUninit::uninit();
     let mut skeleton = open(&mut object, profile, settings)?;
+    capacity.apply(&mut skeleton.maps)?;
+    reuse(&mut skeleton.maps, there)?;
     // Kept until the program is loaded: libbpf only borrows it.
     let inner;
-    let made = match source {
-        Source::New(capacity) => {
-            capacity.apply(&mut skeleton.maps)?;
-            inner = directory_lines(capacity.directory_lines())?;
-            skeleton
-                .maps
-                .directory
-                .set_inner_map_fd(inner.as_fd())
-                .context("could not give the table directory its lines")?;
-            true
-        }
-        Source::Shared(tables) => {
-            tables.reuse(&mut skeleton.maps)?;
-            false
-        }
-    };
+    if !there.contains_key("directory") {
+        inner = directory_lines(capacity.directory_lines())?;
+        skeleton
+            .maps
+            .directory
+            .set_inner_map_fd(inner.as_fd())
+            .context("could not give the table directory its lines")?;
+    }
     let loaded = capture(|| skeleton.load()).map_err(|(error, log)| {
         anyhow!(error).context(format!(
             "could not load the program (profile {}) into the kernel{}",
@@ -161,8 +160,9 @@ pub(super) fn load(
     })?;
     let fd =
         loaded.progs.xdp_lb.as_fd().try_clone_to_owned().context("could not take hold of the program")?;
-    let tables = if made { Some(Tables::of_loaded(&loaded.maps)?) } else { None };
-    if let Some(tables) = &tables {
+    let tables = Tables::of_loaded(&loaded.maps)?;
+    bind(fd.as_fd(), loaded.maps.settings.as_fd())?;
+    if !there.contains_key("settings") {
         tables.write_settings(settings)?;
     }
     let globals =
@@ -170,12 +170,24 @@ pub(super) fn load(
     Ok((Program { fd, globals, profile }, tables))
 }
 
-/// Where a loaded program's tables come from.
-pub(super) enum Source<'a> {
-    /// They are made with the program.
-    New(Capacity),
-    /// They are there.
-    Shared(&'a Tables),
+/// Makes a map one of the program's, though no instruction uses it: whoever finds the program finds the map.
+#[allow(unsafe_code)] // libbpf-rs has no call for it
+fn bind(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: two live descriptors, and no options.
+    let result =
+        unsafe { libbpf_sys::bpf_prog_bind_map(program.as_raw_fd(), map.as_raw_fd(), std::ptr::null()) };
+    match result {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)).context("could not give the program its settings"),
+    }
+}
+
+/// What each table must be like to serve a program of this version.
+pub(super) fn table_shapes(capacity: &Capacity) -> Result<BTreeMap<&'static str, Shape>> {
+    let mut object = MaybeUninit::uninit();
+    let mut skeleton = open(&mut object, Profile::NATIVE, &types::lb_settings::default())?;
+    capacity.apply(&mut skeleton.maps)?;
+    Ok(shapes(&skeleton.maps))
 }
 
 pub(super) fn open<'object>(

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{MapCore as _, MapHandle};
@@ -81,6 +81,12 @@ impl<T: Plain + Copy> Rows<T> {
     pub fn word(&self, index: usize, offset: usize) -> Option<&AtomicU64> {
         // SAFETY: `field` checks bounds and alignment; packets access the field with single loads and stores too.
         self.field(index, offset, size_of::<u64>()).map(|field| unsafe { AtomicU64::from_ptr(field.cast()) })
+    }
+
+    /// The 4 bytes at `offset` of row `index`, to be changed while packets pass.
+    pub fn quad(&self, index: usize, offset: usize) -> Option<&AtomicU32> {
+        // SAFETY: as in `word`.
+        self.field(index, offset, size_of::<u32>()).map(|field| unsafe { AtomicU32::from_ptr(field.cast()) })
     }
 
     /// The 2 bytes at `offset` of row `index`, to be changed while packets pass.

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{MapCore as _, MapFlags};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
-use super::tables::{Tables, as_bytes};
+use super::tables::{Tables, as_bytes, from_bytes};
 use super::types::{lb_egress, lb_neighbour_key, lb_nexthop, lb_nexthop_flags as bits};
 
 /// A neighbour that frames can be sent to, or the interface that faces one which is not known yet.
@@ -38,6 +39,13 @@ impl Egress {
     pub const DIRECT: Egress = Egress { redirect: true, tx: true };
     /// Everything is left to the kernel: what is assumed of an interface of which nothing is known.
     pub const STACK: Egress = Egress { redirect: false, tx: false };
+
+    fn of_flags(flags: u32) -> Egress {
+        Egress {
+            redirect: flags & bits::LB_NEXTHOP_NO_REDIRECT.0 == 0,
+            tx: flags & bits::LB_NEXTHOP_NO_TX.0 == 0,
+        }
+    }
 
     fn flags(self) -> u32 {
         let redirect = if self.redirect { 0 } else { bits::LB_NEXTHOP_NO_REDIRECT.0 };
@@ -70,7 +78,9 @@ struct Retired {
 /// The rows that entries of the connection table name, as a sweep found them.
 #[derive(Clone, Debug)]
 pub struct NamedRows {
-    rows: Vec<bool>,
+    named: Vec<bool>,
+    /// A client that is reached by each row, as it stands in a live entry's key; 0: there is none.
+    clients: Vec<u32>,
     /// When the sweep began.
     since: Instant,
 }
@@ -78,16 +88,24 @@ pub struct NamedRows {
 impl NamedRows {
     /// None yet.
     pub fn new() -> NamedRows {
-        NamedRows { rows: vec![false; usize::from(u16::MAX) + 1], since: Instant::now() }
+        const ROWS: usize = u16::MAX as usize + 1;
+        NamedRows { named: vec![false; ROWS], clients: vec![0; ROWS], since: Instant::now() }
     }
 
-    /// An entry names this row.
-    pub fn note(&mut self, index: u16) {
-        self.rows[usize::from(index)] = true;
+    /// An entry names this row; its key, if it is live.
+    pub fn note(&mut self, index: u16, live: Option<u64>) {
+        let index = usize::from(index);
+        self.named[index] = true;
+        self.clients[index] = live.map_or(self.clients[index], |key| key as u32);
     }
 
     fn names(&self, index: u16) -> bool {
-        self.rows[usize::from(index)]
+        self.named[usize::from(index)]
+    }
+
+    fn client(&self, index: u16) -> Option<Ipv4Addr> {
+        let client = self.clients[usize::from(index)];
+        (client != 0).then(|| Ipv4Addr::from(client.to_ne_bytes()))
     }
 }
 
@@ -104,6 +122,63 @@ const KEPT_FOR_BACKENDS: usize = 8192;
 const GRACE: Duration = Duration::from_secs(1);
 
 impl NextHops {
+    /// The rows of tables that are in use, as another instance wrote them. Rows that neither a backend nor the table of
+    /// neighbours names are retired: connections that do ask for their way once more.
+    pub fn adopt(tables: &Tables) -> Result<NextHops> {
+        let mut adopted = NextHops::default();
+        for key in tables.egresses.keys() {
+            let row: lb_egress = read(&tables.egresses, &key)?;
+            let ifindex = key.as_slice().try_into().context("a key of the table egresses")?;
+            adopted.egresses.insert(u32::from_ne_bytes(ifindex), Egress::of_flags(row.flags));
+        }
+        let valid = |index: u16| {
+            let row = tables.nexthops.get(usize::from(index))?;
+            (u32::from(row.flags) & bits::LB_NEXTHOP_VALID.0 != 0).then(|| hop_of(&row))
+        };
+        for key in tables.neighbours.keys() {
+            let name: lb_neighbour_key = from_bytes(&key)?;
+            let index: [u8; 4] = look_up(&tables.neighbours, &key)?
+                .as_slice()
+                .try_into()
+                .context("a row of the table neighbours")?;
+            let index = u32::from_ne_bytes(index) as u16;
+            if let Some(hop) = valid(index) {
+                adopted.clients.insert((name.ifindex, name.mac), (hop, index));
+            }
+        }
+        let clients: HashSet<u16> = adopted.clients.values().map(|(_, index)| *index).collect();
+        for row in (1..tables.backends.len()).filter_map(|index| tables.backends.get(index)) {
+            let hop = valid(row.nexthop).filter(|_| row.nexthop != 0 && !clients.contains(&row.nexthop));
+            if let Some(hop) = hop {
+                adopted.backends.entry(hop).or_insert(row.nexthop);
+            }
+        }
+        adopted.sort_rows(tables)
+    }
+
+    /// Finds out which of the rows are free, and which are to be retired.
+    fn sort_rows(mut self, tables: &Tables) -> Result<NextHops> {
+        let named: HashSet<u16> =
+            self.clients.values().map(|(_, index)| *index).chain(self.backends.values().copied()).collect();
+        let is_written =
+            |index: u16| tables.nexthops.get(usize::from(index)).is_some_and(|row| row.ifindex != 0);
+        self.used = (1..=u16::MAX).rev().find(|index| is_written(*index)).unwrap_or(0);
+        for index in (1..=self.used).filter(|index| !named.contains(index)) {
+            if is_written(index) {
+                self.retired.push(Retired { index, at: Instant::now() });
+            } else {
+                self.free.push(index);
+            }
+        }
+        Ok(self)
+    }
+
+    /// What a row says, if it is in use.
+    pub fn of_row(&self, index: u16) -> Option<NextHop> {
+        let backends = self.backends.iter().map(|(hop, index)| (*hop, *index));
+        backends.chain(self.clients.values().copied()).find(|(_, row)| *row == index).map(|(hop, _)| hop)
+    }
+
     /// The row of a backend's next hop; makes one where there is none. `None` if no row is free.
     pub fn of_backend(&mut self, tables: &Tables, hop: NextHop) -> Result<Option<u16>> {
         if let Some(index) = self.backends.get(&hop) {
@@ -148,18 +223,20 @@ impl NextHops {
         self.clients.keys().copied()
     }
 
-    /// Those of them that connections are sent to.
-    pub fn in_use(&self, named: &NamedRows) -> impl Iterator<Item = (u32, [u8; 6])> {
-        self.clients.iter().filter(|(_, (_, index))| named.names(*index)).map(|(station, _)| *station)
+    /// Those of them that live connections are sent to, each with one of its clients.
+    pub fn in_use(&self, named: &NamedRows) -> impl Iterator<Item = ((u32, [u8; 6]), Ipv4Addr)> {
+        self.clients.iter().filter_map(|(station, (_, index))| Some((*station, named.client(*index)?)))
     }
 
-    /// Gives every neighbour another row, so that each connection asks the FIB for its way once more: the routes have
-    /// changed. Ok(false): not enough rows are free now; try again after a sweep.
-    pub fn renew_neighbours(&mut self, tables: &Tables) -> Result<bool> {
-        if self.room() < self.clients.len() + KEPT_FOR_BACKENDS {
+    /// Gives each of these neighbours another row, so that its connections ask the FIB for their way once more: the routes
+    /// have changed. They must be such as the kernel would send to. Ok(false): not enough rows are free now; try again after
+    /// a sweep.
+    pub fn renew_neighbours(&mut self, tables: &Tables, alive: &HashSet<(u32, [u8; 6])>) -> Result<bool> {
+        let known = self.clients.iter().filter(|(key, _)| alive.contains(key));
+        let known: Vec<_> = known.map(|(key, known)| (*key, *known)).collect();
+        if self.room() < known.len() + KEPT_FOR_BACKENDS {
             return Ok(false);
         }
-        let known: Vec<_> = self.clients.iter().map(|(key, known)| (*key, *known)).collect();
         for ((ifindex, mac), (hop, old)) in known {
             let Some(index) = self.take() else { return Ok(false) };
             self.write(tables, index, hop)?;
@@ -296,6 +373,27 @@ impl NextHops {
             .store(flags, Ordering::Release);
         Ok(())
     }
+}
+
+fn look_up(map: &MapHandle, key: &[u8]) -> Result<Vec<u8>> {
+    let name = map.name().to_string_lossy().into_owned();
+    map.lookup(key, MapFlags::ANY)
+        .with_context(|| format!("could not read the table {name}"))?
+        .with_context(|| format!("a row of the table {name} is gone"))
+}
+
+fn read<T: plain::Plain + Copy + Default>(map: &MapHandle, key: &[u8]) -> Result<T> {
+    from_bytes(&look_up(map, key)?)
+}
+
+fn hop_of(row: &lb_nexthop) -> NextHop {
+    let part = |at: usize| {
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&row.macs[at..at + 6]);
+        mac
+    };
+    let neighbour = Some(part(0)).filter(|mac| *mac != [0; 6]);
+    NextHop { ifindex: row.ifindex, mtu: row.mtu.into(), source: part(6), neighbour }
 }
 
 fn key(ifindex: u32, mac: [u8; 6]) -> lb_neighbour_key {

@@ -1,15 +1,17 @@
-use std::fs::{DirBuilder, File, Permissions};
+use std::fmt;
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::attach::detach_pinned_link;
+use super::attach::Attachment;
 use super::load::Profile;
 use super::record::RECORD;
 use super::tables::TABLE_NAMES;
@@ -23,6 +25,31 @@ pub(super) const PROGRAM_PREFIX: &str = "program_";
 pub(super) const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 const ONLY_OWNER: u32 = 0o700;
 
+/// The prefix of a pin that is about to take the place of another, by a rename.
+const NEW_PREFIX: &str = "new_";
+
+/// Another instance runs with the same pin directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Busy {
+    /// The directory.
+    pub path: PathBuf,
+    /// The other's process, if it can be seen from here.
+    pub process: Option<u32>,
+}
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "another xdp-lb is running with the pin directory {}{}: stop it, or give this one its own --pin-dir",
+            self.path.display(),
+            self.process.map_or(String::new(), |process| format!(" (process {process})"))
+        )
+    }
+}
+
+impl std::error::Error for Busy {}
+
 /// The directory in a bpffs that holds everything one instance pins, locked against a second instance. What was pinned goes
 /// away with [`PinDir::detach`] and [`PinDir::remove`]; a drop alone leaves it, as a crash would.
 pub struct PinDir {
@@ -31,28 +58,51 @@ pub struct PinDir {
     lock: Flock<File>,
     /// Where a bpffs had to be mounted first.
     mounted: Option<PathBuf>,
-    /// Whether there were pins of an instance that died.
-    leftovers: bool,
 }
 
 impl PinDir {
-    /// Makes the directory (mode 0700) or takes over the one of a dead instance, whose links are detached and whose pins
-    /// are removed. Errors name the path, and what to do where there is no bpffs or another instance is running.
+    /// Makes the directory (mode 0700), or takes hold of the one of a dead instance with all that is in it. Errors name the
+    /// path, and what to do where there is no bpffs or another instance is running.
     pub fn acquire(path: &Path) -> Result<PinDir> {
         let mounted = ensure_bpffs(path)?;
         let lock = loop {
-            match make(path)? {
+            match DirBuilder::new().mode(ONLY_OWNER).create(path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error)
+                        .with_context(|| format!("could not make the pin directory {}", path.display()));
+                }
+                _ => {}
+            }
+            match lock(path)? {
                 Some(lock) => break lock,
                 // A finishing instance removed it between our making and locking it.
                 None => continue,
             }
         };
-        let mut dir = PinDir { path: path.to_owned(), lock, mounted, leftovers: false };
-        dir.leftovers = dir.clear()? > 0;
+        let dir = PinDir { path: path.to_owned(), lock, mounted };
+        dir.pins()?;
         dir.lock
             .set_permissions(Permissions::from_mode(ONLY_OWNER))
             .with_context(|| format!("could not take {} out of others' reach", path.display()))?;
         Ok(dir)
+    }
+
+    /// Takes hold of the directory of a dead instance; `None` if there is no such directory.
+    pub fn open(path: &Path) -> Result<Option<PinDir>> {
+        let Some(lock) = lock(path)? else { return Ok(None) };
+        let dir = PinDir { path: path.to_owned(), lock, mounted: None };
+        dir.pins()?;
+        Ok(Some(dir))
+    }
+
+    /// The interfaces that a pinned link still runs a program on.
+    pub fn interfaces(&self) -> Result<Vec<u32>> {
+        let mut interfaces = Vec::new();
+        for name in self.pins()?.iter().filter(|name| name.starts_with(LINK_PREFIX)) {
+            let link = Attachment::open(&self.path.join(name))?;
+            interfaces.extend(link.map(|(link, _)| link.ifindex));
+        }
+        Ok(interfaces)
     }
 
     /// The directory itself.
@@ -65,57 +115,53 @@ impl PinDir {
         self.mounted.as_deref()
     }
 
-    /// Whether the pins of a dead instance were removed.
-    pub fn had_leftovers(&self) -> bool {
-        self.leftovers
+    /// Whether the directory is still where it was: somebody may have removed it, or unmounted the bpffs.
+    pub fn is_intact(&self) -> bool {
+        match (self.path.symlink_metadata(), self.lock.metadata()) {
+            (Ok(there), Ok(locked)) => same(&there, &locked),
+            _ => false,
+        }
     }
 
-    /// Detaches every link and removes every pin but the record of what was changed on this host.
-    pub fn detach(&self) -> Result<()> {
-        self.clear().map(drop)
+    /// Detaches every pinned link and removes every pin but the record of what was changed on this host.
+    /// Returns how many pins there were.
+    pub fn detach(&self) -> Result<usize> {
+        self.clear(|_| true)
     }
 
     /// Removes the directory with what is left in it, and unmounts the bpffs that was `mounted` for it unless others pinned
     /// something there meanwhile.
     pub fn remove(self, mounted: Option<&Path>) -> Result<()> {
-        self.clear()?;
-        let record = self.path.join(RECORD);
-        match std::fs::remove_file(&record) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("could not remove the pin {}", record.display()));
+        if self.is_intact() {
+            self.clear(|_| true)?;
+            remove_file(&self.path.join(RECORD))?;
+            match std::fs::remove_dir(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("could not remove {}", self.path.display()));
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        match std::fs::remove_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("could not remove {}", self.path.display()));
-            }
-            _ => {}
         }
         mounted.map_or(Ok(()), unmount_unused)
     }
 
     /// Links first: a pinned map or program that goes away harms nothing, an interface that still runs it might. A link that
     /// cannot be detached does not keep the others.
-    fn clear(&self) -> Result<usize> {
+    pub(super) fn clear(&self, is: impl Fn(&str) -> bool) -> Result<usize> {
         let mut pins = self.pins()?;
-        pins.retain(|name| name != RECORD);
+        pins.retain(|name| name != RECORD && is(name));
         pins.sort_by_key(|name| !name.starts_with(LINK_PREFIX));
         let mut failed = None;
         for name in &pins {
             let pin = self.path.join(name);
-            let removed = if name.starts_with(LINK_PREFIX) { detach_pinned_link(&pin) } else { Ok(()) }
-                .and_then(|()| {
-                    std::fs::remove_file(&pin)
-                        .with_context(|| format!("could not remove the pin {}", pin.display()))
-                });
-            failed = failed.or(removed.err());
+            let detached = if name.starts_with(LINK_PREFIX) { detach_pinned_link(&pin) } else { Ok(()) };
+            failed = failed.or(detached.and_then(|()| remove_file(&pin)).err());
         }
         failed.map_or(Ok(pins.len()), Err)
     }
 
     /// The names in the directory. An error if one of them cannot be ours: then it is somebody else's directory.
-    fn pins(&self) -> Result<Vec<String>> {
+    pub(super) fn pins(&self) -> Result<Vec<String>> {
         let listing = || format!("could not list {}", self.path.display());
         let entries = match std::fs::read_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -133,10 +179,62 @@ impl PinDir {
         }
         Ok(names)
     }
+
+    /// Pins something under a name, in one step where there is such a pin already: whoever looks finds one of the two.
+    pub(super) fn replace(&self, name: &str, pin: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let new = self.path.join(format!("{NEW_PREFIX}{name}"));
+        remove_file(&new)?;
+        pin(&new)?;
+        std::fs::rename(&new, self.path.join(name))
+            .with_context(|| format!("could not rename the pin {} to {name}", new.display()))
+    }
+
+    /// Removes a pin, if it is there.
+    pub(super) fn unpin(&self, name: &str) -> Result<()> {
+        remove_file(&self.path.join(name))
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("could not remove the pin {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Detaches the link pinned at a path at once; the removal of the pin alone would leave that to a worker of the kernel.
+fn detach_pinned_link(path: &Path) -> Result<()> {
+    let Some((link, _)) = Attachment::open(path)? else { return Ok(()) };
+    link.detach().with_context(|| format!("could not detach the link {}", path.display()))
+}
+
+/// The pin directory, in any bpffs that is mounted, with a link of an interface.
+pub fn pin_dir_of(ifindex: u32) -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let bpffs = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        let at = words.next()?;
+        (words.next()? == "bpf").then(|| PathBuf::from(at))
+    };
+    let link = format!("{LINK_PREFIX}{ifindex}");
+    mounts
+        .lines()
+        .filter_map(bpffs)
+        .filter_map(|at| std::fs::read_dir(at).ok())
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|dir| dir.join(&link).exists())
+}
+
+fn same(a: &Metadata, b: &Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
 /// Whether this program pins under such a name.
 pub(super) fn is_ours(name: &str) -> bool {
+    let name = name.strip_prefix(NEW_PREFIX).unwrap_or(name);
     let link =
         name.strip_prefix(LINK_PREFIX).is_some_and(|index| index.bytes().all(|byte| byte.is_ascii_digit()));
     let program = name
@@ -145,45 +243,62 @@ pub(super) fn is_ours(name: &str) -> bool {
     link || program || name == RECORD || TABLE_NAMES.contains(&name)
 }
 
-/// Makes and locks the directory. `None` if it was removed meanwhile.
-fn make(path: &Path) -> Result<Option<Flock<File>>> {
-    match DirBuilder::new().mode(ONLY_OWNER).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(error)
-                .with_context(|| format!("could not make the pin directory {}", path.display()));
-        }
-        _ => {}
-    }
+/// Locks the directory. `None` if there is none, or it was removed meanwhile.
+fn lock(path: &Path) -> Result<Option<Flock<File>>> {
     let found = match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found.with_context(|| format!("could not look at {}", path.display()))?,
     };
-    ensure!(found.is_dir(), "{} is not a directory: remove it, or choose another --pin-dir", path.display());
     ensure!(
-        found.uid() == nix::unistd::geteuid().as_raw(),
-        "{} belongs to user {}: remove it, or choose another --pin-dir",
+        found.is_dir(),
+        "{} is {}, not a directory: remove it (rm {}), or choose another --pin-dir",
         path.display(),
-        found.uid()
+        if found.is_symlink() { "a symbolic link" } else { "something else" },
+        path.display()
     );
-    let file = File::open(path).with_context(|| format!("could not open {}", path.display()))?;
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.with_context(|| format!("could not open {}", path.display()))?,
+    };
+    let opened = file.metadata().with_context(|| format!("could not look at {}", path.display()))?;
+    ensure!(
+        opened.uid() == nix::unistd::geteuid().as_raw(),
+        "{} belongs to user {}, who could change what is in it: remove it (rm -r {}), or choose another --pin-dir",
+        path.display(),
+        opened.uid(),
+        path.display()
+    );
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
-        Err((_, Errno::EWOULDBLOCK)) => bail!(
-            "another xdp-lb is running with the pin directory {}: stop it, or give this one its own --pin-dir",
-            path.display()
-        ),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            return Err(Busy { path: path.to_owned(), process: holder(&opened) }.into());
+        }
         Err((_, error)) => return Err(error).with_context(|| format!("could not lock {}", path.display())),
     };
-    let locked = lock.metadata().with_context(|| format!("could not look at {}", path.display()))?;
+    // Still the same?
     match path.symlink_metadata() {
-        Ok(now) if now.ino() == locked.ino() => Ok(Some(lock)),
+        Ok(now) if same(&now, &opened) => Ok(Some(lock)),
         _ => Ok(None),
     }
+}
+
+/// The process that has a directory locked, if it can be seen from here.
+fn holder(dir: &Metadata) -> Option<u32> {
+    let (major, minor) = (nix::sys::stat::major(dir.dev()), nix::sys::stat::minor(dir.dev()));
+    let name = format!("{major:02x}:{minor:02x}:{}", dir.ino());
+    // 1: FLOCK  ADVISORY  WRITE 4711 00:1f:123 0 EOF
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let mut lines = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|words| words.get(1) == Some(&"FLOCK") && words.get(5) == Some(&name.as_str()))?;
+    line.get(4)?.parse().ok().filter(|pid| *pid != 0)
 }
 
 /// Unmounts the bpffs that was mounted, unless somebody else pinned something there. Some kernels put two files into each.
 fn unmount_unused(mounted: &Path) -> Result<()> {
     const KERNELS: [&str; 2] = ["maps.debug", "progs.debug"];
+    if !is_bpffs(mounted)? {
+        return Ok(());
+    }
     let unused = std::fs::read_dir(mounted).is_ok_and(|mut entries| {
         entries
             .all(|entry| entry.is_ok_and(|entry| KERNELS.iter().any(|kernels| entry.file_name() == *kernels)))
@@ -198,11 +313,6 @@ fn unmount_unused(mounted: &Path) -> Result<()> {
 /// Sees that the directory would lie in a bpffs, mounting one at its usual place if there is none. Returns where.
 fn ensure_bpffs(path: &Path) -> Result<Option<PathBuf>> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    let is_bpffs = |at: &Path| match statfs(at) {
-        Ok(found) => Ok(found.filesystem_type() == BPF_FS_MAGIC),
-        Err(error) => Err(error)
-            .with_context(|| format!("could not look at {}, which is to hold the pins", at.display())),
-    };
     if is_bpffs(parent)? {
         return Ok(None);
     }
@@ -217,4 +327,10 @@ fn ensure_bpffs(path: &Path) -> Result<Option<PathBuf>> {
     mount(Some("bpf"), parent, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .with_context(|| format!("could not mount a bpffs at {DEFAULT_BPFFS}, where none is"))?;
     Ok(Some(parent.to_owned()))
+}
+
+fn is_bpffs(at: &Path) -> Result<bool> {
+    let found = statfs(at)
+        .with_context(|| format!("could not look at {}, which is to hold the pins", at.display()))?;
+    Ok(found.filesystem_type() == BPF_FS_MAGIC)
 }

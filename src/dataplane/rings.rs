@@ -18,6 +18,7 @@ pub fn lines(slots: usize) -> usize {
 }
 
 /// Which lines of the ring array are free.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingArena {
     /// (first line, number of lines), by first line, never adjacent.
     free: Vec<(usize, usize)>,
@@ -27,6 +28,38 @@ impl RingArena {
     /// An arena of so many free lines.
     pub fn new(lines: usize) -> RingArena {
         RingArena { free: vec![(0, lines)] }
+    }
+
+    /// An arena of so many lines, of which these runs (first line, number of lines) are in use.
+    pub fn with_taken(lines: usize, taken: impl IntoIterator<Item = (usize, usize)>) -> RingArena {
+        let mut taken: Vec<_> = taken.into_iter().filter(|&(_, count)| count > 0).collect();
+        taken.sort_unstable();
+        let mut free = Vec::new();
+        let mut next = 0;
+        for (first, count) in taken.into_iter().chain([(lines, 0)]) {
+            if first > next {
+                free.push((next, first - next));
+            }
+            next = next.max(first + count);
+        }
+        RingArena { free }
+    }
+
+    /// Gives lines back that no packet reads any more.
+    pub fn give_back(&mut self, first: usize, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.free.push((first, count));
+        self.free.sort_unstable();
+        let mut merged: Vec<(usize, usize)> = Vec::new();
+        for &(first, count) in &self.free {
+            match merged.last_mut() {
+                Some((start, length)) if *start + *length == first => *length += count,
+                _ => merged.push((first, count)),
+            }
+        }
+        self.free = merged;
     }
 
     /// Takes `count` lines in a row: the first free run that is long enough. `None` if there is none.
@@ -50,6 +83,23 @@ pub fn write(rows: &Rows<lb_ring_line>, first: usize, slots: &[u16]) -> Result<(
         rows.set(first + line, row)?;
     }
     Ok(())
+}
+
+/// Where a published ring or list of members lies, by a service's word for it: first line, number of slots.
+pub fn published(word: u64) -> (usize, usize) {
+    const FIELD: u64 = (1 << 24) - 1;
+    let field = |shift: layout| (word >> shift.0 & FIELD) as usize;
+    (field(layout::LB_RING_OFFSET_SHIFT), field(layout::LB_RING_LENGTH_SHIFT))
+}
+
+/// The slots of a ring.
+pub fn read(rows: &Rows<lb_ring_line>, first: usize, slots: usize) -> Vec<u16> {
+    let mut ring: Vec<u16> = (first..first + lines(slots))
+        .filter_map(|line| rows.get(line))
+        .flat_map(|line| line.backend)
+        .collect();
+    ring.truncate(slots);
+    ring
 }
 
 /// Makes packets of a service use another ring, by one store.
@@ -93,6 +143,20 @@ mod tests {
         assert_eq!(arena.take(2), None);
         assert_eq!(arena.take(1), Some(9));
         assert_eq!(arena.take(1), None);
+    }
+
+    #[test]
+    fn lines_in_use_are_not_given_out_and_those_given_back_are() {
+        let mut arena = RingArena::with_taken(10, [(4, 2), (0, 1), (9, 1), (3, 0)]);
+        assert_eq!(arena.take(4), None);
+        assert_eq!(arena.take(3), Some(1));
+        arena.give_back(4, 2);
+        assert_eq!(arena.take(5), Some(4));
+        arena.give_back(9, 1);
+        arena.give_back(4, 5);
+        arena.give_back(0, 4);
+        assert_eq!(arena, RingArena::new(10));
+        assert_eq!(RingArena::with_taken(3, []), RingArena::new(3));
     }
 
     #[test]

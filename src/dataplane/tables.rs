@@ -1,7 +1,8 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapInfo, OpenMapMut};
 use plain::Plain;
 
 use super::affinity::Affinity;
@@ -13,6 +14,35 @@ use super::types;
 
 /// Of the rows' layout and meaning.
 pub(super) const ABI: u32 = types::lb_constants::LB_ABI_VERSION.0;
+
+macro_rules! for_each_map {
+    ($each:ident) => {
+        $each!(
+            directory,
+            services,
+            service_states,
+            rings,
+            backends,
+            backend_loads,
+            affinity,
+            nexthops,
+            unresolved,
+            connections,
+            neighbours,
+            egresses,
+            reason_counters,
+            backend_counters,
+            settings
+        )
+    };
+}
+
+macro_rules! names {
+    ($($map:ident),*) => { [$(stringify!($map)),*] };
+}
+
+/// What the tables are called, and pinned under.
+pub(super) const TABLE_NAMES: [&str; 15] = for_each_map!(names);
 
 /// How many rows each table has; they cannot grow while the program is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +102,45 @@ impl Capacity {
     /// Room to remember clients of sticky services: one for four connections, since most hold several. Where there are
     /// more, the least recently used ones lose their place, and no connection.
     pub fn with_affinity(self, connections: u32) -> Capacity {
-        Capacity { affinity: (connections / 4).clamp(Self::MIN_AFFINITY, Self::MAX_AFFINITY), ..self }
+        let rows = (connections / 4).clamp(Self::MIN_AFFINITY, Self::MAX_AFFINITY);
+        Capacity { affinity: self.affinity.max(rows), ..self }
     }
 
     /// Lines of the directory.
     pub(super) fn directory_lines(&self) -> u32 {
         self.service_buckets + self.origins
+    }
+
+    /// That of tables that are there.
+    pub(super) fn of_tables(
+        maps: &BTreeMap<&'static str, MapHandle>,
+        settings: &types::lb_settings,
+    ) -> Option<Capacity> {
+        let rows = |name| maps.get(name).map(MapHandle::max_entries);
+        Some(Capacity {
+            buckets: rows("connections")?,
+            services: rows("services")?,
+            backends: rows("backends")?,
+            ring_lines: rows("rings")?,
+            service_buckets: settings.service_buckets,
+            origins: settings.origins,
+            nexthops: rows("nexthops")?,
+            affinity: rows("affinity").unwrap_or(Self::MIN_AFFINITY),
+        })
+    }
+
+    /// At least as much of everything but connections.
+    pub(super) fn at_least(self, other: Capacity) -> Capacity {
+        Capacity {
+            buckets: self.buckets,
+            services: self.services.max(other.services),
+            backends: self.backends.max(other.backends),
+            ring_lines: self.ring_lines.max(other.ring_lines),
+            service_buckets: self.service_buckets.max(other.service_buckets),
+            origins: self.origins.max(other.origins),
+            nexthops: self.nexthops,
+            affinity: self.affinity.max(other.affinity),
+        }
     }
 
     pub(super) fn apply(&self, maps: &mut OpenXdpLbMaps<'_>) -> Result<()> {
@@ -99,6 +162,31 @@ impl Capacity {
         }
         Ok(())
     }
+}
+
+/// The tables that hold the configuration. Their rows name each other by index, so that one of them is never replaced alone.
+pub(super) const CONFIGURATION: [&str; 6] =
+    ["directory", "services", "service_states", "rings", "backends", "backend_counters"];
+
+/// What a map must be like to serve as one of our tables: type, size of keys, size of values, flags, rows.
+pub(super) type Shape = (u32, u32, u32, u32, u32);
+
+/// The shape of a map that is there.
+pub(super) fn shape_of(map: &MapHandle) -> Result<Shape> {
+    use std::os::fd::AsFd as _;
+    let info = MapInfo::new(map.as_fd()).context("could not look at a table")?.info;
+    Ok((info.type_, info.key_size, info.value_size, info.map_flags, info.max_entries))
+}
+
+/// The shapes of the tables of a program that is about to be loaded.
+pub(super) fn shapes(maps: &OpenXdpLbMaps<'_>) -> BTreeMap<&'static str, Shape> {
+    let shape = |map: &OpenMapMut<'_>| {
+        (u32::from(map.map_type()), map.key_size(), map.value_size(), map.map_flags(), map.max_entries())
+    };
+    macro_rules! each {
+        ($($map:ident),*) => { [$((stringify!($map), shape(&maps.$map))),*] };
+    }
+    BTreeMap::from(for_each_map!(each))
 }
 
 /// Every table of a loaded program.
@@ -127,35 +215,6 @@ pub struct Tables {
     backend_counters: MapHandle,
     settings: MapHandle,
 }
-
-macro_rules! for_each_map {
-    ($each:ident) => {
-        $each!(
-            directory,
-            services,
-            service_states,
-            rings,
-            backends,
-            backend_loads,
-            affinity,
-            nexthops,
-            unresolved,
-            connections,
-            neighbours,
-            egresses,
-            reason_counters,
-            backend_counters,
-            settings
-        )
-    };
-}
-
-macro_rules! names {
-    ($($map:ident),*) => { [$(stringify!($map)),*] };
-}
-
-/// What the tables are called, and pinned under.
-pub(super) const TABLE_NAMES: [&str; 15] = for_each_map!(names);
 
 impl Tables {
     /// The tables of a program just loaded.
@@ -186,7 +245,7 @@ impl Tables {
         Ok(tables)
     }
 
-    fn from_handles(mut handle: impl FnMut(&str) -> Result<MapHandle>) -> Result<Tables> {
+    pub(super) fn from_handles(mut handle: impl FnMut(&str) -> Result<MapHandle>) -> Result<Tables> {
         Ok(Tables {
             directory: handle("directory")?,
             services: Rows::map(handle("services")?)?,
@@ -206,24 +265,8 @@ impl Tables {
         })
     }
 
-    /// Makes another copy of the program use these tables.
-    pub(super) fn reuse(&self, maps: &mut OpenXdpLbMaps<'_>) -> Result<()> {
-        let handles = self.handles();
-        macro_rules! reuse {
-            ($($map:ident),*) => { [$((stringify!($map), &mut maps.$map)),*] };
-        }
-        for (name, map) in for_each_map!(reuse) {
-            let (_, handle) = handles
-                .iter()
-                .find(|(n, _)| *n == name)
-                .with_context(|| format!("there is no table {name}"))?;
-            use std::os::fd::AsFd as _;
-            map.reuse_fd(handle.as_fd()).with_context(|| format!("could not share the table {name}"))?;
-        }
-        Ok(())
-    }
-
-    fn handles(&self) -> [(&'static str, &MapHandle); 15] {
+    /// Every table with its name.
+    pub(super) fn handles(&self) -> [(&'static str, &MapHandle); 15] {
         [
             ("directory", &self.directory),
             ("services", self.services.handle()),
@@ -243,25 +286,9 @@ impl Tables {
         ]
     }
 
-    /// Pins every table into the directory, under its name.
-    pub fn pin(&self, pin_dir: &Path) -> Result<()> {
-        for (name, handle) in self.handles() {
-            let path = pin_dir.join(name);
-            let mut handle = MapHandle::try_from(handle)
-                .with_context(|| format!("could not take hold of the table {name}"))?;
-            handle.pin(&path).with_context(|| format!("could not pin the table at {}", path.display()))?;
-        }
-        Ok(())
-    }
-
     /// What the program was loaded with.
     pub fn settings(&self) -> Result<types::lb_settings> {
-        let value = self
-            .settings
-            .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)
-            .context("could not read the table settings")?
-            .context("the table settings is empty")?;
-        from_bytes(&value)
+        read_settings(&self.settings)
     }
 
     pub(super) fn write_settings(&self, settings: &types::lb_settings) -> Result<()> {
@@ -291,6 +318,29 @@ impl Tables {
         Affinity(&self.affinity)
     }
 
+    /// All of them, for another copy of the program.
+    pub(super) fn shared(&self) -> Result<BTreeMap<&'static str, MapHandle>> {
+        let share = |(name, map): (&'static str, &MapHandle)| {
+            let map = MapHandle::try_from(map)
+                .with_context(|| format!("could not take hold of the table {name}"))?;
+            Ok((name, map))
+        };
+        self.handles().into_iter().map(share).collect()
+    }
+
+    /// Sets a backend's counters, one value for each CPU.
+    pub(super) fn set_backend_counters(&self, index: u16, values: &[Vec<u8>]) -> Result<()> {
+        self.backend_counters
+            .update_percpu(&u32::from(index).to_ne_bytes(), values, MapFlags::ANY)
+            .with_context(|| format!("could not set the counters of backend {index}"))
+    }
+
+    /// A row that is used for another backend counts from 0.
+    pub(super) fn clear_backend_counters(&self, index: u16) -> Result<()> {
+        let cpus = libbpf_rs::num_possible_cpus().context("could not count the CPUs")?;
+        self.set_backend_counters(index, &vec![vec![0; size_of::<types::lb_backend_counters>()]; cpus])
+    }
+
     /// Packets and bytes that met a reason, over all CPUs.
     pub fn reason_counter(&self, code: u32) -> Result<Counter> {
         let rows: Vec<types::lb_counter> = per_cpu(&self.reason_counters, code)?;
@@ -309,6 +359,16 @@ impl Tables {
             sum
         }))
     }
+}
+
+/// What is in a table of settings. One of another version may be shorter or longer: what is missing is 0.
+pub(super) fn read_settings(settings: &MapHandle) -> Result<types::lb_settings> {
+    let mut value = settings
+        .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)
+        .context("could not read the table settings")?
+        .context("the table settings is empty")?;
+    value.resize(size_of::<types::lb_settings>(), 0);
+    from_bytes(&value)
 }
 
 /// Packets and the bytes of their whole frames.
@@ -359,4 +419,18 @@ pub(super) fn from_bytes<T: Plain + Copy + Default>(bytes: &[u8]) -> Result<T> {
 pub(super) fn as_bytes<T: Plain>(row: &T) -> &[u8] {
     // SAFETY: rows are C structs without hidden padding (see skeleton.rs).
     unsafe { plain::as_bytes(row) }
+}
+
+/// Makes a program that is about to be loaded use maps that are there.
+pub(super) fn reuse(maps: &mut OpenXdpLbMaps<'_>, there: &BTreeMap<&'static str, MapHandle>) -> Result<()> {
+    use std::os::fd::AsFd as _;
+    macro_rules! each {
+        ($($map:ident),*) => { [$((stringify!($map), &mut maps.$map)),*] };
+    }
+    for (name, map) in for_each_map!(each) {
+        if let Some(handle) = there.get(name) {
+            map.reuse_fd(handle.as_fd()).with_context(|| format!("could not share the table {name}"))?;
+        }
+    }
+    Ok(())
 }

@@ -36,7 +36,7 @@ pub struct ServiceFigures {
 pub struct BackendFigures {
     /// Where it listens.
     pub address: SocketAddrV4,
-    /// `up`, `drain` or `down`.
+    /// `up`, `drain`, `down`, or `removed` while connections of one that is not configured any more go on.
     pub state: &'static str,
     /// Its share of new connections.
     pub weight: u8,
@@ -122,7 +122,7 @@ fn services(tables: &Tables, census: &Census) -> Result<Vec<ServiceFigures>> {
     }
     for index in 1..tables.backends.len() {
         let row = tables.backends.get(index).context("the table of backends has fewer rows than it says")?;
-        let Some(state) = state_name(row.state) else { continue };
+        let Some(state) = state_name(&row) else { continue };
         let service = services.iter_mut().find(|(service, _)| *service == usize::from(row.service));
         if let Some((_, service)) = service {
             service.backends.push(backend(tables, census, index as u16, &row, state)?);
@@ -165,8 +165,11 @@ fn is_counted(row: &lb_backend) -> bool {
 }
 
 /// `None` for a free row.
-fn state_name(state: u8) -> Option<&'static str> {
-    match lb_backend_state(u32::from(state)) {
+fn state_name(row: &lb_backend) -> Option<&'static str> {
+    let removed = u32::from(row.flags) & lb_backend_flags::LB_BACKEND_REMOVED.0 != 0;
+    match lb_backend_state(u32::from(row.state)) {
+        lb_backend_state::LB_BACKEND_NONE => None,
+        _ if removed => Some("removed"),
         lb_backend_state::LB_BACKEND_UP => Some("up"),
         lb_backend_state::LB_BACKEND_DRAIN => Some("drain"),
         lb_backend_state::LB_BACKEND_DOWN => Some("down"),

@@ -1,6 +1,8 @@
 //! The program under test, in the namespace `lb`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
@@ -8,6 +10,7 @@ use serde_json::Value;
 
 use super::eventually;
 use super::netns::{Lab, Process};
+use super::networks::VIP;
 
 /// The binary.
 pub const XDP_LB: &str = env!("CARGO_BIN_EXE_xdp-lb");
@@ -126,4 +129,33 @@ impl Figures {
 
 fn string(value: &Value) -> String {
     value.as_str().expect("a string").to_owned()
+}
+
+/// What the program's route look-ups need, and nothing else of the host's routing.
+pub const LOOKUPS: &str = "net/ipv4/conf/lo/forwarding";
+/// What a start says that takes over.
+pub const FOUND: &str = "an instance that died had left its programs running";
+
+/// Kills an instance and starts another one over what it left.
+pub fn restart<'a>(lab: &'a Lab, mut lb: Balancer<'a>, args: &str) -> Result<Balancer<'a>> {
+    assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+    let lb = Balancer::start(lab, args)?;
+    assert!(lb.process.stderr().contains(FOUND), "{}", lb.process.stderr());
+    Ok(lb)
+}
+
+/// What is pinned.
+pub fn pins() -> Result<BTreeSet<String>> {
+    fs::read_dir(PIN_DIR)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// As after a clean end, with the VIP of two arms.
+pub fn assert_nothing_left(lab: &Lab) -> Result<()> {
+    for interface in ["eth0", "eth1"] {
+        assert!(!has_xdp(lab, "lb", interface)?, "a program on {interface}");
+    }
+    assert!(!Path::new(PIN_DIR).exists(), "pins");
+    assert!(!has_address(lab, "lb", "eth0", VIP)?, "the VIP");
+    assert_eq!(lab.sysctl("lb", LOOKUPS)?, "0");
+    Ok(())
 }

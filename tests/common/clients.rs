@@ -1,10 +1,14 @@
 //! Real clients in the namespace `client`.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::PATIENCE;
 use super::netns::Lab;
 
 /// One answer of a server of [`super::servers::nginx_everywhere`], with what both ends saw.
@@ -92,4 +96,54 @@ pub fn dig(lab: &Lab, address: &str, args: &str) -> Result<Vec<String>> {
     let args: Vec<&str> =
         [at.as_str(), "+tries=1", "+time=10", "+short"].into_iter().chain(args.split_whitespace()).collect();
     Ok(lab.run("client", "dig", &args)?.lines().map(str::to_owned).collect())
+}
+
+/// A connection that is kept for several requests.
+pub struct KeepAlive(TcpStream);
+
+impl KeepAlive {
+    /// Opens it, without a request.
+    pub fn open(lab: &Lab, address: &str, port: u16) -> Result<KeepAlive> {
+        KeepAlive::open_many(lab, address, port, 1)?.pop().context("no connection")
+    }
+
+    /// Opens many, one after the other.
+    pub fn open_many(lab: &Lab, address: &str, port: u16, count: usize) -> Result<Vec<KeepAlive>> {
+        let target = (address.to_owned(), port);
+        let open = || {
+            let stream = TcpStream::connect(&target)?;
+            stream.set_nodelay(true)?;
+            Ok(KeepAlive(stream))
+        };
+        lab.within("client", || (0..count).map(|_| open()).collect())?
+    }
+
+    /// Asks for `/`; the server's name.
+    pub fn ask(&mut self) -> Result<String> {
+        self.ask_within(PATIENCE)
+    }
+
+    /// The same with a time limit that is part of what is tested.
+    pub fn ask_within(&mut self, limit: Duration) -> Result<String> {
+        self.0.set_read_timeout(Some(limit))?;
+        self.0.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
+        let mut answer = String::new();
+        let mut buffer = [0; 1024];
+        loop {
+            let length = self.0.read(&mut buffer).context("no answer")?;
+            ensure!(length > 0, "closed by the server after {answer:?}");
+            answer += std::str::from_utf8(&buffer[..length])?;
+            if let Some(body) = body(&answer)? {
+                return Ok(body.split(' ').next().unwrap_or_default().to_owned());
+            }
+        }
+    }
+}
+
+/// The body of an answer, once it is there as a whole.
+fn body(answer: &str) -> Result<Option<&str>> {
+    const LENGTH: &str = "Content-Length: ";
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return Ok(None) };
+    let length = head.lines().find_map(|line| line.strip_prefix(LENGTH)).context("no length")?;
+    Ok(Some(body).filter(|body| Some(body.len()) == length.parse().ok()))
 }

@@ -6,7 +6,6 @@
 pub mod balancer;
 pub mod clients;
 pub mod files;
-pub mod held;
 pub mod netns;
 pub mod networks;
 pub mod servers;

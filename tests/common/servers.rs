@@ -21,7 +21,7 @@ pub fn nginx_everywhere(lab: &Lab) -> Result<Vec<Process>> {
 }
 
 /// One process each, no daemon, and every path in the directory of the test.
-fn nginx(lab: &Lab, web: &str) -> Result<Process> {
+pub fn nginx(lab: &Lab, web: &str) -> Result<Process> {
     let dir = lab.dir().join(web);
     fs::create_dir_all(dir.join("up"))?;
     let at = dir.display();
@@ -29,7 +29,8 @@ fn nginx(lab: &Lab, web: &str) -> Result<Process> {
         .map(|kind| format!("{kind}_temp_path {at}/{kind};\n"))
         .concat();
     let config = format!(
-        "daemon off; master_process off; pid {at}/pid; error_log {at}.log; events {{}}
+        "daemon off; master_process off; pid {at}/pid; error_log {at}.log;
+        events {{ worker_connections 16384; }}
         http {{
             access_log off; sendfile on; default_type text/plain;
             {scratch}

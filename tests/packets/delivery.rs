@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use xdp_lb::dataplane::{Egress, Profile, Sweeper};
 
-use super::frame::{Checksum, tcp};
+use super::frame::{Checksum, Mac, tcp};
 use super::lab::*;
 use super::replies::reply;
 
@@ -111,6 +111,11 @@ fn root_skb_mode_leaves_everything_to_the_kernel() {
     });
 }
 
+/// Those that the kernel knows.
+fn alive() -> HashSet<(u32, Mac)> {
+    HashSet::from([(10, CLIENT_MAC), (10, GATEWAY_MAC)])
+}
+
 /// Routes that change give every neighbour a new row, and a row is used again only when no connection names it.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
@@ -120,7 +125,7 @@ fn root_renewed_rows_are_taken_up_by_connections() {
         lab.reaches_backend("a client behind a gateway", &tcp(FAR_CLIENT, VIP, "S"), 0);
         lab.reaches_client("by its row", &reply(0, FAR_CLIENT, "SA"), GATEWAY_MAC);
         let (hops, tables) = lab.plane.next_hops();
-        assert!(hops.renew_neighbours(tables).unwrap());
+        assert!(hops.renew_neighbours(tables, &alive()).unwrap());
         let new = lab.neighbour(GATEWAY_MAC);
         assert_ne!(old, new);
         lab.reaches_client("by the FIB, which names the new row", &reply(0, FAR_CLIENT, "A"), GATEWAY_MAC);
@@ -128,7 +133,7 @@ fn root_renewed_rows_are_taken_up_by_connections() {
         lab.reaches_client("by the new row", &reply(0, FAR_CLIENT, "A"), GATEWAY_MAC);
         lab.neighbour(CLIENT_MAC);
         let (hops, tables) = lab.plane.next_hops();
-        assert!(hops.renew_neighbours(tables).unwrap());
+        assert!(hops.renew_neighbours(tables, &alive()).unwrap());
         lab.reaches_client("by the new route", &reply(0, FAR_CLIENT, "A"), CLIENT_MAC);
         lab.reaches_client("once it is noted too", &reply(0, FAR_CLIENT, "A"), CLIENT_MAC);
     });
@@ -140,18 +145,17 @@ fn root_a_row_is_used_again_only_when_no_connection_names_it() {
     lab(setup(Profile::NATIVE), |lab| {
         let old = lab.neighbour(CLIENT_MAC);
         lab.reaches_backend("a connection that notes the row", &tcp(CLIENT, VIP, "S"), 0);
-        let alive = HashSet::from([(lab.front, CLIENT_MAC), (lab.front, GATEWAY_MAC)]);
         // Sweeps as the running process does; the rows that are in use then.
         let swept = |lab: &mut Lab| {
             let sweeper = Sweeper::new(lab.plane.tables().walked(), *lab.plane.settings(), 1000);
             let census = sweeper.sweep(|_| {});
             let (hops, tables) = lab.plane.next_hops();
-            hops.collect(tables, &census.nexthops, &alive).unwrap();
+            hops.collect(tables, &census.nexthops, &alive()).unwrap();
             hops.in_use(&census.nexthops).collect::<Vec<_>>()
         };
-        assert_eq!(swept(lab), [(lab.front, CLIENT_MAC)]);
+        assert_eq!(swept(lab), [((lab.front, CLIENT_MAC), *CLIENT.ip())]);
         let (hops, tables) = lab.plane.next_hops();
-        assert!(hops.renew_neighbours(tables).unwrap());
+        assert!(hops.renew_neighbours(tables, &alive()).unwrap());
         assert_eq!(swept(lab), [], "the connection has forgotten the old row");
         assert_ne!(lab.neighbour(GATEWAY_MAC), old, "too early: a packet may be on its way with it");
         sleep(Duration::from_millis(1100));
@@ -159,6 +163,6 @@ fn root_a_row_is_used_again_only_when_no_connection_names_it() {
         let other = [2, 0, 0, 0, 1, 0x33];
         assert_eq!(lab.neighbour(other), old, "free");
         lab.reaches_client("the connection goes where it did", &reply(0, CLIENT, "SA"), CLIENT_MAC);
-        assert_eq!(swept(lab), [(lab.front, CLIENT_MAC)]);
+        assert_eq!(swept(lab), [((lab.front, CLIENT_MAC), *CLIENT.ip())]);
     });
 }

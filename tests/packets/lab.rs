@@ -114,6 +114,8 @@ fn text(mac: Mac) -> String {
 
 impl Lab {
     fn new(setup: Setup) -> Lab {
+        // Where the program is attached too, the kernel's own chatter would be counted.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         ip(&format!("link add front index 10 address {} type veth peer name front-far", text(LB_MAC)));
         ip(&format!("link add back index 20 address {} type veth peer name back-far", text(LB_BACK_MAC)));
         ip("address add 192.168.1.1/24 dev front");

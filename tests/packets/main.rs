@@ -10,5 +10,6 @@ mod lab;
 mod lives;
 mod loads;
 mod refused;
+mod reload;
 mod replies;
 mod table;

@@ -1,0 +1,143 @@
+//! The start of an instance: on nothing, or on what one that died left running.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::deliveries::Deliveries;
+use super::interfaces::{self, Interfaces, Wanted};
+use super::ledger::Ledger;
+use super::network::Network;
+use super::vip::{self, AssignedVips};
+use crate::config::Config;
+use crate::dataplane::{Left, PinDir, Plane, Request, TakeOver};
+use crate::model::Step;
+use crate::net::{Link, Netlink};
+
+/// The kernel looks up routes in a program only on behalf of an interface that forwards. The loopback interface's own
+/// switch is enough, and forwards nothing by itself.
+const LOOKUP_SYSCTL: &str = "net.ipv4.conf.lo.forwarding";
+
+/// All that can fail is done; what was left is still as it was.
+pub struct Prepared {
+    plane: Plane,
+    network: Network,
+    interfaces: Interfaces,
+    deliveries: Deliveries,
+    main: Link,
+}
+
+/// The new configuration holds.
+pub struct Started {
+    pub plane: Plane,
+    pub network: Network,
+    pub interfaces: Interfaces,
+    pub deliveries: Deliveries,
+    pub vips: AssignedVips,
+}
+
+/// What an instance that died left, if it can be taken over. What cannot is cleared away: nothing runs of it.
+pub fn find_left(pins: &PinDir, ledger: &Ledger) -> Result<Option<Left>> {
+    let left = Left::find(pins)?;
+    if let Some(left) = &left {
+        ensure!(
+            !(ledger.was_elsewhere() && left.is_attached()),
+            "the pins in {} are those of an instance in another network namespace, whose programs still run: choose \
+             another --pin-dir, or remove that one (xdp-lb detach IFACE, there)",
+            pins.path().display()
+        );
+    } else if pins.detach()? > 0 {
+        crate::note!("a start that was killed had left some pins, which nothing uses: they are removed");
+    }
+    Ok(left)
+}
+
+/// Loads the program, resolves the next hops and attaches to interfaces that have no program yet.
+pub fn prepare(
+    config: &Config,
+    netlink: Netlink,
+    mut needed: Vec<Wanted>,
+    left: Option<Left>,
+    ledger: &mut Ledger,
+) -> Result<Prepared> {
+    let main = needed.first().context("no interface is named")?.link.clone();
+    let mut interfaces = Interfaces::new(&main.name, config);
+    let request = Request {
+        max_connections: config.max_connections,
+        timeouts: &config.timeouts,
+        services: &config.services,
+        profile: interfaces.first_profile(&main),
+    };
+    let mut network = Network::new(netlink);
+    let deliveries = Deliveries::new(config.deliver);
+    let mut plane = match left {
+        None => {
+            let mut plane = Plane::load_for(&request)?;
+            plane.stage(&config.services)?;
+            deliveries.foresee(&mut plane, network.netlink(), needed.iter().map(|wanted| &wanted.link))?;
+            plane
+        }
+        Some(left) => {
+            let (plane, how, steps) = Plane::take_over(left, &request)?;
+            tell(&how, &steps);
+            plane
+        }
+    };
+    allow_lookups(ledger);
+    network.resolve(&mut plane)?;
+    // A removed backend's connections go on, and its replies arrive where they did.
+    let (view, live) = (network.look(&plane)?, plane.live_backends());
+    for backend in plane.backends().iter().filter(|backend| live.contains(&backend.index)) {
+        if let Some(link) = view.facing(*backend) {
+            interfaces::face(&mut needed, link, backend.address.to_string());
+        }
+    }
+    interfaces.attach_all(&mut plane, needed)?;
+    Ok(Prepared { plane, network, interfaces, deliveries, main })
+}
+
+impl Prepared {
+    /// Makes the configuration the one that holds. What only the one before needed of this host is still to be taken back.
+    pub fn commit(self, config: &Config, pins: &PinDir, ledger: &mut Ledger) -> Result<Started> {
+        let Prepared { mut plane, network, interfaces, deliveries, main } = self;
+        let (unused, lost) = plane.commit(pins)?;
+        for ifindex in unused {
+            crate::note!("detached from interface {ifindex}, which is not used any more");
+        }
+        // Of what was removed, that which has no connections.
+        plane.collect()?;
+        if lost > 0 {
+            crate::note!(
+                "warning: {lost} confirmed connections found no place in the smaller table and are lost"
+            );
+        }
+        let vips = AssignedVips::assign(config, &main, ledger)?;
+        vip::remove(ledger.inherited_vips(), ledger);
+        Ok(Started { plane, network, interfaces, deliveries, vips })
+    }
+}
+
+/// Says what becomes of what was left, before it is done.
+fn tell(how: &TakeOver, steps: &[Step]) {
+    const FOUND: &str = "an instance that died had left its programs running";
+    match how {
+        TakeOver::Adopted => crate::note!("{FOUND}: they and their connections are taken over"),
+        TakeOver::Converted(tables) => crate::note!(
+            "{FOUND}: they and their connections are taken over; made anew and filled from the old ones: {}",
+            tables.join(", ")
+        ),
+        TakeOver::Lost { abi, confirmed } => crate::note!(
+            "warning: {FOUND}, with tables of version {abi}, which this program does not know: {confirmed} confirmed \
+             connections are lost"
+        ),
+    }
+    steps.iter().for_each(|step| crate::note!("{step}"));
+}
+
+/// Lets the program look up routes.
+fn allow_lookups(ledger: &mut Ledger) {
+    let why = "the program needs it to look up the way to clients";
+    if let Err(error) = ledger.set_sysctl(LOOKUP_SYSCTL, "1", why) {
+        crate::note!(
+            "warning: {error:#}; unless it is 1 already, all replies are left to the kernel, which drops most"
+        );
+    }
+}
