@@ -324,9 +324,9 @@ fn root_pin_dirs() -> Result<()> {
         error("/sys/fs/bpf/others", &["holds theirs, which is not ours"], "choose a --pin-dir")?;
         fs::create_dir("/sys/fs/bpf/foreign")?;
         chown("/sys/fs/bpf/foreign", Some(1000), None)?;
-        error("/sys/fs/bpf/foreign", &["belongs to user 1000"], "remove it")?;
+        error("/sys/fs/bpf/foreign", &["belongs to user 1000"], "rm ")?;
         symlink("/sys/fs/bpf/others", "/sys/fs/bpf/link")?;
-        error("/sys/fs/bpf/link", &["is a symbolic link"], "remove it")?;
+        error("/sys/fs/bpf/link", &["is a symbolic link"], "rm ")?;
         Ok(())
     })
 }

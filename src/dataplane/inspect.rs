@@ -76,7 +76,9 @@ fn program_behind(pin: &Path) -> Option<u32> {
     let kind = fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd())).ok()?;
     match kind.to_string_lossy().as_ref() {
         "anon_inode:bpf-prog" => program_id(&object),
-        "anon_inode:bpf_link" => Some(LinkInfo::from_fd(object.as_fd()).ok()?.prog_id),
+        "anon_inode:bpf-link" | "anon_inode:bpf_link" => {
+            Some(LinkInfo::from_fd(object.as_fd()).ok()?.prog_id)
+        }
         _ => None,
     }
 }

@@ -14,10 +14,10 @@ pub(super) fn check(config: &Config, rights: &Rights) -> Vec<Finding> {
 }
 
 fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
-    const OTHER: &str = "remove it, or choose another --pin-dir";
     let shown = dir.display();
     let parent = dir.parent().unwrap_or(dir).display();
     let error = |message: String, fix: &str| Finding::error(NAME, &message, fix);
+    let removed = |command: &str| format!("{command} {shown}, or choose another --pin-dir");
     match state {
         PinDirState::Free => Finding::ok(NAME, &format!("{shown} is free")),
         PinDirState::Leftovers => {
@@ -34,9 +34,12 @@ fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
             format!("{} is not in a bpffs, where maps and programs can be pinned", parent.display()),
             &format!("mount -t bpf bpf {}, or choose a --pin-dir below /sys/fs/bpf", parent.display()),
         ),
-        PinDirState::Symlink => error(format!("{shown} is a symbolic link, not a directory"), OTHER),
-        PinDirState::NotADirectory => error(format!("{shown} is not a directory"), OTHER),
-        PinDirState::Foreign(user) => error(format!("{shown} belongs to user {user}"), OTHER),
+        PinDirState::Symlink => error(format!("{shown} is a symbolic link, not a directory"), &removed("rm")),
+        PinDirState::NotADirectory => error(format!("{shown} is not a directory"), &removed("rm")),
+        PinDirState::Foreign(user) => error(
+            format!("{shown} belongs to user {user}, who could change what is in it"),
+            &removed("rm -r"),
+        ),
         PinDirState::NotOurs(name) => error(
             format!("{shown} holds {name}, which is not ours"),
             "choose a --pin-dir that nothing else uses",

@@ -1,34 +1,45 @@
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use super::{Finding, Scene};
 use crate::config::Config;
-use crate::dataplane::{pins_of, program_name, xdp_link_on};
+use crate::dataplane::{PEER, PROGRAM, pins_of, program_name, program_on, xdp_link_on};
 use crate::net::{Link, XdpAttached, XdpOnLink};
-use std::path::{Path, PathBuf};
 
 const NAME: &str = "program";
-/// The balancer's own program, and the one of `xdp-lb veth-peer`.
-const BALANCER: &str = "xdp_lb";
-const PEER: &str = "xdp_peer";
+/// How long the kernel may take to release the links of a process that was killed.
+const RELEASE: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(20);
 
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let deadline = Instant::now() + RELEASE;
     let finding = |link: &Link| {
-        let name = &link.name;
-        match link.xdp {
-            None => Finding::ok(NAME, &format!("{name} has no XDP program")),
-            Some(xdp) => taken(link, xdp, &config.pin_dir),
+        let occupant = link.xdp.and_then(|xdp| settled(link, xdp, deadline));
+        match occupant {
+            None => Finding::ok(NAME, &format!("{} has no XDP program", link.name)),
+            Some(occupant) => occupant.judge(&config.pin_dir),
         }
     };
     scene.in_use().into_iter().map(finding).collect()
 }
 
-fn taken(link: &Link, xdp: XdpOnLink, pin_dir: &Path) -> Finding {
-    let by = Occupant {
-        interface: &link.name,
-        xdp,
-        name: program_name(xdp.program),
-        pins: pins_of(xdp.program),
-        link: xdp_link_on(link.index),
-    };
-    by.judge(pin_dir)
+/// Who is there. One of ours that nothing pins may be that of a process that was killed a moment ago: it has until then to go.
+fn settled(link: &Link, xdp: XdpOnLink, deadline: Instant) -> Option<Occupant<'_>> {
+    loop {
+        let occupant = Occupant {
+            interface: &link.name,
+            xdp: XdpOnLink { program: program_on(link.index)?, ..xdp },
+            name: program_name(xdp.program),
+            pins: pins_of(xdp.program),
+            link: xdp_link_on(link.index),
+        };
+        let may_go = occupant.name.as_deref() == Some(PROGRAM) && occupant.pins.is_empty();
+        if !may_go || Instant::now() >= deadline {
+            return Some(occupant);
+        }
+        sleep(STEP);
+    }
 }
 
 /// The program that is on an interface.
@@ -44,7 +55,7 @@ struct Occupant<'a> {
 impl Occupant<'_> {
     fn judge(&self, pin_dir: &Path) -> Finding {
         let (interface, id) = (self.interface, self.xdp.program);
-        let ours = self.name.as_deref() == Some(BALANCER);
+        let ours = self.name.as_deref() == Some(PROGRAM);
         if ours && self.pins.iter().any(|pin| pin.parent() == Some(pin_dir)) {
             // Whether it still runs, the lock says.
             let message = format!("{interface} has the program of the instance with these pins");
@@ -57,7 +68,10 @@ impl Occupant<'_> {
             };
             let message = format!("{interface} already has another xdp-lb (program id {id}{pinned})");
             let fix = match self.pins.first().and_then(|pin| pin.parent()) {
-                Some(dir) => format!("stop that one; if it is dead: rm -r {}", dir.display()),
+                Some(dir) => format!(
+                    "stop that one; if it is dead: xdp-lb detach {interface} --pin-dir {}",
+                    dir.display()
+                ),
                 None => "stop that one".to_owned(),
             };
             return Finding::error(NAME, &message, &fix);
@@ -121,7 +135,7 @@ mod tests {
                 "xdp_lb",
                 &["/sys/fs/bpf/b/link_2"][..],
                 Some(7),
-                &["another xdp-lb", "rm -r /sys/fs/bpf/b"][..],
+                &["another xdp-lb", "xdp-lb detach eth0 --pin-dir /sys/fs/bpf/b"][..],
             ),
             ("xdp_lb", &[], Some(7), &["another xdp-lb", "stop that one"]),
             ("xdp_peer", &[], None, &["xdp_peer", "xdp-lb veth-peer eth0 --remove"]),
