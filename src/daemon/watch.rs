@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use super::network::View;
 use crate::dataplane::{BackendId, Census, Class, Plane, Reason};
+use crate::model::Protocol;
 use crate::net::{Address, Netlink};
 
 /// So many new connections without one reply are no accident.
@@ -57,7 +58,8 @@ impl Watch {
             let first = || Silence { replies, connections, since: None };
             let silence = self.backends.entry(backend.index).or_insert_with(first);
             if silence.unanswered(connections, replies, Instant::now()) {
-                troubles.push(no_replies(*backend, view, &netlink.addresses()?));
+                let own = own_address(*backend, view, &netlink.addresses()?);
+                troubles.push(no_replies(*backend, protocol_of(plane, *backend), own));
             }
         }
         Ok(troubles)
@@ -128,22 +130,31 @@ impl Silence {
     }
 }
 
-/// The fix names this host's address on the backend's side: where the backend must send what is for its clients.
-fn no_replies(backend: BackendId, view: &View, addresses: &[Address]) -> String {
-    let own = view.facing(backend).and_then(|link| {
-        let on_link: Vec<&Address> =
-            addresses.iter().filter(|address| address.ifindex == link.index).collect();
-        on_link
-            .iter()
-            .find(|address| same_subnet(address, *backend.address.ip()))
-            .or_else(|| on_link.first())
-            .map(|address| address.address)
-    });
+/// This host's address on a backend's side.
+fn own_address(backend: BackendId, view: &View, addresses: &[Address]) -> Option<Ipv4Addr> {
+    let link = view.facing(backend)?;
+    let on_link: Vec<&Address> = addresses.iter().filter(|address| address.ifindex == link.index).collect();
+    let own = on_link.iter().find(|address| same_subnet(address, *backend.address.ip()));
+    own.or_else(|| on_link.first()).map(|address| address.address)
+}
+
+fn protocol_of(plane: &Plane, backend: BackendId) -> Option<Protocol> {
+    let row = plane.tables().backends.get(usize::from(backend.index))?;
+    let service = plane.tables().services.get(usize::from(row.service))?;
+    Protocol::from_number(service.proto)
+}
+
+/// The fix names the address that the backend must send what is for its clients to.
+fn no_replies(backend: BackendId, protocol: Option<Protocol>, own: Option<Ipv4Addr>) -> String {
     let via = own.map_or("an address of this host".to_owned(), |own| own.to_string());
+    let one_way = match protocol {
+        Some(Protocol::Udp) => "; nothing is wrong if it is never to answer, as with syslog",
+        _ => "",
+    };
     format!(
         "backend {} gets connections, but its replies never come back through this host: it is down, or its way to the \
          clients leads elsewhere (on it: ip route replace default via {via}), or the clients are in its own subnet, where \
-         replies go past this host",
+         replies go past this host{one_way}",
         backend.address
     )
 }

@@ -7,6 +7,7 @@ mod backends;
 mod firewall;
 mod interfaces;
 mod kernel;
+mod memory;
 mod pins;
 mod privileges;
 mod programs;
@@ -95,6 +96,7 @@ pub fn check(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
     let checks = [
         privileges::check(&rights, config),
         kernel::check(&rights),
+        memory::check(config),
         pins::check(config, &rights),
         interfaces::check(&scene, config),
         programs::check(&scene, config),
