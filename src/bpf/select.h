@@ -8,12 +8,13 @@ struct lb_new {
 	__u64 key;
 	__u64 old;	/* state of an entry that is not to be used: closed, or its backend takes no more; 0: none */
 	__be32 client;
-	__be32 vip;
 	__be16 client_port;
 	__u16 service;
+	__u16 nexthop;	/* towards the client; 0: not known yet */
 	__u16 now;
 	__u8 proto;
 	__u8 made;	/* out: the entry is this packet's, not another CPU's */
+	__u16 reserved;
 };
 
 /* Whether the client's address and port already talk to this backend through another service: its replies could not be
@@ -144,9 +145,8 @@ __noinline int lb_enter(struct lb_new *new, __u64 state)
 }
 
 /* Selects a backend and makes, or renews, the entry. Returns the backend's index, or minus the reason of a drop. */
-__noinline int lb_connect(struct xdp_md *ctx, struct lb_new *new)
+__noinline int lb_connect(struct lb_new *new)
 {
-	struct lb_hop hop = {};
 	struct lb_conn_ref ref;
 	struct lb_conn *conn;
 	__u64 old, state;
@@ -159,9 +159,7 @@ __noinline int lb_connect(struct xdp_md *ctx, struct lb_new *new)
 		backend = lb_select(new);
 	if (backend < 0)
 		return backend;
-	if (!lb_profile.stack)
-		lb_hop_by_fib(ctx, &hop, new->vip, new->client);
-	state = lb_state_new(backend, ref.tag, hop.index, new->proto, new->now);
+	state = lb_state_new(backend, ref.tag, new->nexthop, new->proto, new->now);
 	state = lb_state_count(state, lb_backend_flags_of(backend));
 
 	conn = lb_conn_find(&ref, &old);
