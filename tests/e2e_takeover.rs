@@ -50,7 +50,7 @@ fn root_connections_outlive_their_balancer() -> Result<()> {
         let mut idle = KeepAlive::open_many(lab, VIP, 80, IDLE)?;
         let url = format!("http://{VIP}/file");
         let curl =
-            ["-sS", "--limit-rate", "4M", "-o", "/dev/null", "-w", "%{http_code} %{size_download}", &url];
+            ["-sS", "--limit-rate", "1500k", "-o", "/dev/null", "-w", "%{http_code} %{size_download}", &url];
         let mut download = lab.start("client", "curl", &curl)?;
         sleep(Duration::from_millis(500));
 
