@@ -7,13 +7,15 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
-use common::balancer::{Balancer, Figures};
+use anyhow::{Context as _, Result};
+use common::balancer::{Balancer, Figures, PIN_DIR};
 use common::clients::requests;
 use common::netns::{Lab, Process, in_lab};
 use common::networks::{VIP, two_arms};
 use common::servers::{HTTP, nginx_everywhere};
 use common::within;
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use nix::sys::signal::Signal;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 
@@ -25,11 +27,12 @@ const A_SWEEP: Duration = Duration::from_millis(11_700);
 fn start<'a>(lab: &'a Lab, options: &str) -> Result<(Balancer<'a>, Vec<Process>)> {
     two_arms(lab)?;
     let servers = nginx_everywhere(lab)?;
+    Ok((Balancer::start(lab, &args(options))?, servers))
+}
+
+fn args(options: &str) -> String {
     let backends = format!("--backend 10.0.0.10:{HTTP}:2 --backend 10.0.0.11:{HTTP}:1");
-    let args = format!(
-        "eth0 --vip {VIP}:80 --scheduler least-conn {backends} --assign-vip --stats-interval 0 {options}"
-    );
-    Ok((Balancer::start(lab, &args)?, servers))
+    format!("eth0 --vip {VIP}:80 --scheduler least-conn {backends} --assign-vip --stats-interval 0 {options}")
 }
 
 /// Opens connections one after the other, and keeps them.
@@ -90,6 +93,31 @@ fn root_thirty_held_ones_make_twenty_and_ten() -> Result<()> {
         drop((held, kept));
         end_at_none(&lb, Duration::from_secs(5));
         lb.figures()?.assert_all_direct();
+        Ok(())
+    })
+}
+
+/// A process killed between a change of an entry and that of its count leaves a wrong load; the next start counts anew, and
+/// does not wait for sweeps to find out.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_take_over_counts_anew() -> Result<()> {
+    in_lab(|lab| {
+        let (mut lb, _servers) = start(lab, "")?;
+        let held = hold(lab, 30)?;
+        assert_eq!(loads(&lb)?, [20, 10]);
+        assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+        let table = MapHandle::from_pinned_path(format!("{PIN_DIR}/backend_loads"))?;
+        let first = 1u32.to_ne_bytes();
+        let mut row = table.lookup(&first, MapFlags::ANY)?.context("no load of the first backend")?;
+        // As if so many more had been opened.
+        row[0] += 7;
+        table.update(&first, &row, MapFlags::ANY)?;
+        assert_eq!(of_backends(&Figures::read(lab)?, "load"), [27, 10]);
+        let lb = Balancer::start(lab, &args(""))?;
+        assert_eq!(loads(&lb)?, [20, 10]);
+        drop(held);
+        end_at_none(&lb, Duration::from_secs(5));
         Ok(())
     })
 }
