@@ -356,3 +356,32 @@ fn root_direct_delivery_into_nothing_is_said() -> Result<()> {
         assert_sysctls(lab, &[("eth0", "forwarding", "0"), ("eth1", "forwarding", "0")])
     })
 }
+
+/// Clients are reached by another interface than the one that they arrive on, to which only the kernel can send.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_clients_that_are_reached_another_way() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        lab.ip("", "link add eth2 netns client type veth peer name eth2 netns lb")?;
+        lab.ip("client", "link set eth2 up\naddress add 172.16.0.2/24 dev eth2")?;
+        lab.ip(
+            "lb",
+            "address add 172.16.0.1/24 dev eth2
+            link set eth2 up
+            route add 192.168.1.2/32 via 172.16.0.2 dev eth2
+            route add default via 172.16.0.2 dev eth2",
+        )?;
+        for (namespace, interface) in
+            [("client", "all"), ("client", "eth0"), ("client", "eth2"), ("lb", "eth1")]
+        {
+            lab.set_sysctl(namespace, &conf(interface, "rp_filter"), "0")?;
+        }
+        let lb = Balancer::start(lab, &args(VIP))?;
+        assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
+        assert_sysctls(lab, &[("eth1", "forwarding", "1"), ("eth0", "forwarding", "0")])?;
+        assert!(lb.figures()?.reasons("stack").contains_key("to_client"));
+        Ok(())
+    })
+}

@@ -83,6 +83,33 @@ fn root_gateway_with_a_new_mac() -> Result<()> {
     })
 }
 
+/// The gateway's address moves to another machine, while the first one keeps an address of its own, as with VRRP.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_gateway_whose_address_moves_to_another() -> Result<()> {
+    in_lab(|lab| {
+        two_routers(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        lab.ip("r1", "address add 192.168.1.22/24 dev eth0")?;
+        reachable(lab, "lb", "192.168.1.22")?;
+        let _lb = Balancer::start(lab, &args())?;
+        let mut held = KeepAlive::open(lab, VIP, 80)?;
+        let server = held.ask()?;
+        let shown: serde_json::Value = serde_json::from_str(&lab.ip_show("r2", "-j link show dev eth0")?)?;
+        let mac = shown[0]["address"].as_str().context("no MAC")?;
+        lab.set_sysctl("r1", "net/ipv4/conf/eth0/promote_secondaries", "1")?;
+        lab.ip("r1", "address del 192.168.1.2/24 dev eth0")?;
+        lab.ip("r2", "address add 192.168.1.2/24 dev eth0")?;
+        lab.ip("lb", &format!("neighbour replace 192.168.1.2 lladdr {mac} dev eth0 nud reachable"))?;
+        within(SOON, "replies by the second router", || {
+            let before = received(lab, "client", "eth2").ok()?;
+            assert_eq!(held.ask().ok()?, server);
+            (received(lab, "client", "eth2").ok()? > before).then_some(())
+        });
+        Ok(())
+    })
+}
+
 /// The same while nobody looks: the next start finds out.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]

@@ -100,6 +100,20 @@ fn root_neighbours_that_do_not_resolve() -> Result<()> {
 
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
+fn root_neighbour_that_falls_silent() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let lb = Balancer::start(lab, &args("--backend 10.0.0.10:7 --backend 10.0.0.11:7"))?;
+        lab.ip("web1", "link set eth0 down")?;
+        lab.ip("lb", "neighbour del 10.0.0.10 dev eth1")?;
+        says(&lb, &["next hop 10.0.0.10 on eth1 does not answer ARP"]);
+        assert!(!lb.process.stderr().contains("10.0.0.11 on eth1"), "{}", lb.process.stderr());
+        Ok(())
+    })
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn root_table_that_is_nearly_full() -> Result<()> {
     in_lab(|lab| {
         two_arms(lab)?;

@@ -56,17 +56,18 @@ impl Deliveries {
         }
     }
 
-    /// Decides for interfaces that are about to get the program, before the first packet meets it. What it has decided wrongly
-    /// [`Deliveries::follow`] puts right.
+    /// Decides for interfaces that are about to get the program, before the first packet meets it, unless an instance before
+    /// has decided. What was decided wrongly [`Deliveries::follow`] puts right.
     pub fn foresee<'a>(
         &self,
         plane: &mut Plane,
         netlink: &mut Netlink,
         links: impl IntoIterator<Item = &'a Link>,
     ) -> Result<()> {
-        for link in links {
+        let (hops, tables) = plane.next_hops();
+        let known: BTreeSet<u32> = hops.egresses().collect();
+        for link in links.into_iter().filter(|link| !known.contains(&link.index)) {
             let expected = self.decide(egress(netlink, link, true)?);
-            let (hops, tables) = plane.next_hops();
             hops.set_egress(tables, link.index, Some(expected.egress))?;
         }
         Ok(())
@@ -100,14 +101,14 @@ impl Deliveries {
                 news.push((link, before, now));
             }
         }
-        self.set_sysctls(interfaces, ledger);
+        let unneeded = self.set_sysctls(view, interfaces, ledger);
         let (hops, tables) = plane.next_hops();
         let mut slower = false;
         for (link, before, now) in news {
             hops.set_egress(tables, link.index, Some(now.egress))?;
             let changed = before.filter(|before| before.egress != now.egress);
             if let Some(before) = changed.filter(|_| attached.contains(&link.index)) {
-                crate::note!("what leaves by {} is delivered {} from now on", link.name, now.describe());
+                crate::note!("from now on what leaves by {} is delivered {}", link.name, now.describe());
                 slower |= before.egress.redirect && !now.egress.redirect;
             }
         }
@@ -116,6 +117,11 @@ impl Deliveries {
             self.decided.remove(&index);
             self.signs.remove(&index);
             hops.set_egress(tables, index, None)?;
+        }
+        // Only now nothing more is left to the kernel that needs them.
+        for name in unneeded {
+            ledger.put_back(&name);
+            self.sysctls.remove(&name);
         }
         Ok(slower)
     }
@@ -152,8 +158,9 @@ impl Deliveries {
         }
     }
 
-    /// A sysctl that cannot be set is said once: what the kernel is left with may still do.
-    fn set_sysctls(&mut self, interfaces: &Interfaces, ledger: &mut Ledger) {
+    /// Sets what is needed, and returns what is not any more. A sysctl that cannot be set is said once: what the kernel is
+    /// left with may still do.
+    fn set_sysctls(&mut self, view: &View, interfaces: &Interfaces, ledger: &mut Ledger) -> Vec<String> {
         let arriving: Vec<Ingress<'_>> = interfaces
             .attached()
             .map(|interface| Ingress {
@@ -167,7 +174,9 @@ impl Deliveries {
         let sends = |from: u32, to: u32| {
             self.decided.get(&to).is_some_and(|now| now.egress.redirect || (from == to && now.egress.tx))
         };
-        let needs = sysctl_needs(&handing_over(&arriving, sends));
+        let main = interfaces.main().map(|main| main.link.index);
+        let to_clients = view.client_ways.iter().copied().chain(main).collect();
+        let needs = sysctl_needs(&handing_over(&arriving, &to_clients, sends));
         for need in needs.iter().filter(|need| !need.is_met_otherwise()) {
             match ledger.set_sysctl(&need.name, need.value, need.why) {
                 Ok(()) => {
@@ -185,16 +194,8 @@ impl Deliveries {
                 }
             }
         }
-        let unneeded: Vec<String> = self
-            .sysctls
-            .iter()
-            .filter(|name| needs.iter().all(|need| need.name != **name))
-            .cloned()
-            .collect();
-        for name in unneeded {
-            ledger.put_back(&name);
-            self.sysctls.remove(&name);
-        }
+        let is_unneeded = |name: &&String| needs.iter().all(|need| need.name != **name);
+        self.sysctls.iter().filter(is_unneeded).cloned().collect()
     }
 }
 
@@ -218,16 +219,22 @@ fn is_stack(deliver: Deliver, interface: &AttachedInterface) -> bool {
     deliver == Deliver::Stack || (interface.mode == Mode::Skb && deliver == Deliver::Auto)
 }
 
-/// Which interfaces leave what to the kernel. `sends(from, to)`: XDP sends what arrives on one interface by the other.
-fn handing_over(arriving: &[Ingress<'_>], sends: impl Fn(u32, u32) -> bool) -> Vec<StackInterface> {
-    let left = |from: &Ingress<'_>, is: fn(&Ingress<'_>) -> bool| {
-        from.stack || arriving.iter().any(|to| is(to) && !sends(from.ifindex, to.ifindex))
+/// Which interfaces leave what to the kernel. `to_clients`: the interfaces that clients are reached by, which may be others
+/// than the one they arrive on. `sends(from, to)`: XDP sends what arrives on one interface by the other.
+fn handing_over(
+    arriving: &[Ingress<'_>],
+    to_clients: &BTreeSet<u32>,
+    sends: impl Fn(u32, u32) -> bool,
+) -> Vec<StackInterface> {
+    let left = |from: &Ingress<'_>, mut to: Box<dyn Iterator<Item = u32> + '_>| {
+        from.stack || to.any(|to| !sends(from.ifindex, to))
     };
+    let to_backends = || arriving.iter().filter(|to| to.backends).map(|to| to.ifindex);
     let of = |from: &Ingress<'_>| StackInterface {
         name: from.name.to_owned(),
-        to_backends: from.clients && left(from, |to| to.backends),
-        to_clients: from.backends && left(from, |to| to.clients),
-        one_arm: from.clients && from.backends,
+        to_backends: from.clients && left(from, Box::new(to_backends())),
+        to_clients: from.backends && left(from, Box::new(to_clients.iter().copied())),
+        one_arm: from.backends && (from.clients || to_clients.contains(&from.ifindex)),
     };
     arriving.iter().map(of).collect()
 }
@@ -246,7 +253,7 @@ mod tests {
     /// By interface, whether it leaves clients' packets and replies to the kernel.
     fn left(arriving: &[Ingress<'_>], sends: impl Fn(u32, u32) -> bool) -> Vec<(bool, bool)> {
         let of = |interface: &StackInterface| (interface.to_backends, interface.to_clients);
-        handing_over(arriving, sends).iter().map(of).collect()
+        handing_over(arriving, &BTreeSet::from([1]), sends).iter().map(of).collect()
     }
 
     #[test]
@@ -262,5 +269,14 @@ mod tests {
         let arm = [Ingress { name: "eth0", ifindex: 1, stack: false, clients: true, backends: true }];
         assert_eq!(left(&arm, |from, to| from == to), [(false, false)]);
         assert_eq!(left(&arm, |_, _| false), [(true, true)]);
+    }
+
+    #[test]
+    fn clients_are_reached_by_another_interface_than_they_arrive_on() {
+        let needs =
+            |to_clients| handing_over(&two_arms(false), &BTreeSet::from([1, to_clients]), |_, to| to != 7);
+        assert!(!needs(2)[1].to_clients && needs(2)[1].one_arm);
+        assert!(needs(7)[1].to_clients && !needs(7)[1].one_arm);
+        assert!(!needs(7)[0].to_backends);
     }
 }

@@ -1,6 +1,6 @@
 //! The interfaces that have the program: the one that was named, and those that face a backend, as they come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -147,18 +147,32 @@ impl Interfaces {
     /// Brings the program to interfaces that face a backend now, or that are back under their name; lets go of those that
     /// are gone. Returns what could not be done. Pins are the caller's to bring in step.
     pub fn follow(&mut self, plane: &mut Plane, view: &View) -> Vec<String> {
-        plane.forget_gone();
-        let gone: Vec<u32> =
-            self.attached.keys().filter(|index| !view.links.contains_key(index)).copied().collect();
+        // Also an interface that is there without its program: its link was detached by somebody, or it is another one that
+        // got the index anew.
+        let mut gone: BTreeSet<u32> = plane.forget_gone().into_iter().collect();
+        gone.extend(self.attached.keys().filter(|index| !view.links.contains_key(index)));
         for index in gone {
             if let Some(gone) = self.attached.remove(&index) {
-                crate::note!("warning: {} is gone, and the program with it", gone.link.name);
+                let name = gone.link.name;
+                match view.links.contains_key(&index) {
+                    true => crate::note!("warning: somebody detached the program from {name}"),
+                    false => crate::note!("warning: {name} is gone, and the program with it"),
+                }
             }
         }
         let mut troubles = Vec::new();
         for wanted in self.wanted(plane, view) {
             match self.attached.get_mut(&wanted.link.index) {
-                Some(known) => (known.link, known.backends) = (wanted.link, wanted.backends),
+                Some(known) => {
+                    let (old, new) = (&known.link.name, &wanted.link.name);
+                    if old != new {
+                        crate::note!("{old} has a new name: {new}");
+                    }
+                    if *old == self.main {
+                        self.main.clone_from(new);
+                    }
+                    (known.link, known.backends) = (wanted.link, wanted.backends);
+                }
                 None => {
                     let name = wanted.link.name.clone();
                     match check(&wanted.link).and_then(|()| self.attach(plane, wanted)) {

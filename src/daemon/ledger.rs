@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::Record;
-use crate::net::{read_sysctl, write_sysctl};
+use crate::net::{Link, read_sysctl, write_sysctl};
+
+/// The beginning of the names of interfaces' sysctls.
+const CONF: &str = "net.ipv4.conf.";
 
 /// The changes, kept in a pinned map: each is written there **before** it is made, so that whatever a crash left changed
 /// is known.
@@ -17,6 +20,7 @@ pub struct Ledger {
     record: Record,
     changes: Changes,
     was_elsewhere: bool,
+    is_new: bool,
 }
 
 /// Its JSON is what a later version reads: fields are added, never renamed.
@@ -39,6 +43,12 @@ struct Sysctl {
     name: String,
     before: String,
     value: String,
+    /// The interface's index, for its name may change; 0: it is of none, or not known.
+    #[serde(default)]
+    ifindex: u32,
+    /// What the switch of the whole host was, which sets those of all interfaces.
+    #[serde(default)]
+    of_all: Option<String>,
     /// How it came here; of no interest to others.
     #[serde(skip)]
     origin: Origin,
@@ -49,6 +59,9 @@ struct Sysctl {
 pub struct Vip {
     /// The interface's name.
     pub interface: String,
+    /// Its index, for the name may change; 0: not known.
+    #[serde(default)]
+    ifindex: u32,
     /// The address.
     pub address: Ipv4Addr,
     #[serde(skip)]
@@ -76,6 +89,7 @@ impl Ledger {
                 record: Record::make(pin_dir)?,
                 changes: Changes { namespace, ..Changes::default() },
                 was_elsewhere: false,
+                is_new: true,
             });
         };
         let bytes = record.read()?;
@@ -97,7 +111,12 @@ impl Ledger {
             changes.vips.clear();
             changes.namespace = namespace;
         }
-        Ok(Ledger { record, changes, was_elsewhere })
+        Ok(Ledger { record, changes, was_elsewhere, is_new: false })
+    }
+
+    /// Whether nobody had left a record.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Whether the instance before was in another network namespace. What it changed there cannot be put back from here, and
@@ -124,6 +143,7 @@ impl Ledger {
                 // Not what was left there: somebody has changed it since.
                 if known.value != now {
                     known.before = now.clone();
+                    known.of_all = switch_of_all(name);
                 }
                 known.value = value.to_owned();
                 known.origin = known.origin.kept();
@@ -132,6 +152,8 @@ impl Ledger {
                 name: name.to_owned(),
                 before: now.clone(),
                 value: value.to_owned(),
+                ifindex: interface_of(name).map_or(0, |(interface, _)| index_of(&interface)),
+                of_all: switch_of_all(name),
                 origin: Origin::Own,
             }),
         }
@@ -155,6 +177,7 @@ impl Ledger {
                 continue;
             }
             self.changes.sysctls[at].before.clone_from(&now);
+            self.changes.sysctls[at].of_all = switch_of_all(&name);
             match self.save().and_then(|()| write_sysctl(&name, &value)) {
                 Ok(()) => crate::note!("warning: somebody set {name} = {now}: set to {value} again"),
                 Err(error) => {
@@ -165,6 +188,31 @@ impl Ledger {
         }
     }
 
+    /// Brings the names of interfaces in step with those they have now: what was changed is found under the new one.
+    pub fn follow_names<'a>(&mut self, links: impl Iterator<Item = &'a Link> + Clone) -> Result<()> {
+        // By index first; one that is new under an old name has another index.
+        let now = |ifindex: u32, name: &str| {
+            let by_index = links.clone().find(|link| link.index == ifindex);
+            by_index.or_else(|| links.clone().find(|link| link.name == name))
+        };
+        let mut changed = false;
+        for entry in &mut self.changes.sysctls {
+            let Some((interface, key)) = interface_of(&entry.name) else { continue };
+            if let Some(link) = now(entry.ifindex, &interface) {
+                changed |= (link.index, &link.name) != (entry.ifindex, &interface);
+                entry.name = format!("{CONF}{}.{key}", link.name.replace('.', "/"));
+                entry.ifindex = link.index;
+            }
+        }
+        for vip in &mut self.changes.vips {
+            if let Some(link) = now(vip.ifindex, &vip.interface) {
+                changed |= (link.index, &link.name) != (vip.ifindex, &vip.interface);
+                (vip.ifindex, vip.interface) = (link.index, link.name.clone());
+            }
+        }
+        if changed { self.save() } else { Ok(()) }
+    }
+
     /// Notes that an address is about to be added to an interface. Ok(false): it was noted already, by this instance or by
     /// the one that this one took over from.
     pub fn add_vip(&mut self, interface: &str, address: Ipv4Addr) -> Result<bool> {
@@ -172,7 +220,12 @@ impl Ledger {
             known.origin = known.origin.kept();
             return Ok(false);
         }
-        self.changes.vips.push(Vip { interface: interface.to_owned(), address, origin: Origin::Own });
+        self.changes.vips.push(Vip {
+            interface: interface.to_owned(),
+            ifindex: index_of(interface),
+            address,
+            origin: Origin::Own,
+        });
         if let Err(error) = self.save() {
             self.changes.vips.pop();
             return Err(error);
@@ -233,8 +286,14 @@ impl Ledger {
 
     fn restore_where(&mut self, is: impl Fn(&Sysctl) -> bool) {
         // The last one first: some set others.
-        for entry in self.changes.sysctls.clone().into_iter().rev().filter(|entry| is(entry)) {
+        for mut entry in self.changes.sysctls.clone().into_iter().rev().filter(|entry| is(entry)) {
             let ours = read_sysctl(&entry.name).is_ok_and(|now| now == entry.value);
+            // Somebody made this host a router, or stopped it from being one, since: that was meant for all interfaces.
+            if let (Some(then), Some(now)) = (&entry.of_all, switch_of_all(&entry.name))
+                && *then != now
+            {
+                entry.before = now;
+            }
             if let Err(error) = if ours { write_sysctl(&entry.name, &entry.before) } else { Ok(()) } {
                 crate::note!("could not put the sysctl {} back to {}: {error:#}", entry.name, entry.before);
             }
@@ -263,6 +322,22 @@ impl Origin {
             Origin::Inherited | Origin::Kept => Origin::Kept,
         }
     }
+}
+
+/// The interface (without slashes for dots) and the key of a sysctl of one.
+fn interface_of(sysctl: &str) -> Option<(String, String)> {
+    let (interface, key) = sysctl.strip_prefix(CONF)?.rsplit_once('.')?;
+    let is_one = !["all", "default"].contains(&interface);
+    is_one.then(|| (interface.replace('/', "."), key.to_owned()))
+}
+
+fn index_of(interface: &str) -> u32 {
+    nix::net::if_::if_nametoindex(interface).unwrap_or(0)
+}
+
+/// The value of the switch that sets those of all interfaces, if this sysctl is one of them.
+fn switch_of_all(sysctl: &str) -> Option<String> {
+    sysctl.ends_with(".forwarding").then(|| read_sysctl("net.ipv4.conf.all.forwarding").ok()).flatten()
 }
 
 /// The network namespace of this thread.

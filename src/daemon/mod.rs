@@ -28,7 +28,6 @@ use ledger::Ledger;
 use running::Running;
 use start::Started;
 use warnings::Warnings;
-use watch::Watch;
 
 pub use detach::detach;
 
@@ -43,6 +42,7 @@ pub fn run(config: &Config) -> Result<()> {
     wakes.listen()?;
     let pins = PinDir::acquire(&config.pin_dir)?;
     let mut ledger = Ledger::open(pins.path())?;
+    ledger.follow_names(netlink.links()?.iter())?;
     if let Some(mounted) = pins.mounted() {
         ledger.add_mount(mounted)?;
         crate::note!("mounted a bpffs at {}, where none was", mounted.display());
@@ -57,7 +57,7 @@ pub fn run(config: &Config) -> Result<()> {
             return Err(error);
         }
     };
-    let Started { plane, network, interfaces, deliveries, vips } = started;
+    let Started { plane, network, interfaces, deliveries, vips, watch } = started;
     let mut running = Running {
         config,
         pins: KeptPins::new(pins),
@@ -68,7 +68,8 @@ pub fn run(config: &Config) -> Result<()> {
         deliveries,
         vips,
         warnings: Warnings::default(),
-        watch: Watch::new(),
+        watch,
+        inherits: true,
     };
     running.begin();
     say(&banner(&running));
@@ -110,6 +111,12 @@ fn start(
 
 /// Takes everything back, whatever of it fails.
 fn take_down(plane: Option<&mut Plane>, pins: PinDir, ledger: &mut Ledger) -> Result<()> {
+    let renamed = Netlink::open()
+        .and_then(|mut netlink| netlink.links())
+        .and_then(|links| ledger.follow_names(links.iter()));
+    if let Err(error) = renamed {
+        crate::note!("warning: what was changed on interfaces that have a new name now may stay: {error:#}");
+    }
     // First of all: nobody should be drawn here by an address that nothing balances any more.
     vip::remove(ledger.vips(), ledger);
     // By the links themselves: their pins may be gone.

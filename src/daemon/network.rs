@@ -1,6 +1,6 @@
 //! The network as the kernel sees it, and the data plane's next hops kept in step with it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,6 +13,11 @@ use crate::net::{Link, Neighbour, Netlink, Route, RouteKind};
 /// How long a start waits for the backends' next hops to answer ARP.
 const RESOLVE_WAIT: Duration = Duration::from_secs(1);
 const RESOLVE_STEP: Duration = Duration::from_millis(50);
+
+/// How long a neighbour that had answered is asked again before it is called silent.
+const SILENT_FOR: Duration = Duration::from_secs(3);
+/// An address of nobody (TEST-NET-1, RFC 5737): the way to it is the default route, by which most clients are reached.
+const ANYBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// A MAC on the segment of an interface.
 type Station = (u32, [u8; 6]);
@@ -43,7 +48,16 @@ struct Way {
     ifindex: u32,
     interface: String,
     next_hop: Ipv4Addr,
+    /// Where it is, or was when it last answered.
     mac: Option<[u8; 6]>,
+    /// Since when it does not answer, if it did before.
+    unanswered: Option<Instant>,
+}
+
+impl Way {
+    fn is_silent(&self) -> bool {
+        self.mac.is_none() || self.unanswered.is_some_and(|since| since.elapsed() >= SILENT_FOR)
+    }
 }
 
 /// One look at the kernel.
@@ -53,6 +67,8 @@ pub struct View {
     neighbours: HashMap<(u32, Ipv4Addr), Neighbour>,
     /// The way to each backend's address, if it is one to a machine.
     pub routes: HashMap<Ipv4Addr, Route>,
+    /// Interfaces that clients are reached by: those of connections, and that of the default route.
+    pub client_ways: BTreeSet<u32>,
 }
 
 impl View {
@@ -83,12 +99,13 @@ impl Network {
     }
 
     /// Resolves the backends' next hops, waiting a moment for neighbours that are silent so far. One that stays silent is no
-    /// error: the kernel delivers to it until it is known.
+    /// error: the kernel delivers to it until it is known. Nothing that connections use is changed: the tables may be those
+    /// that an instance before left running.
     pub fn resolve(&mut self, plane: &mut Plane) -> Result<()> {
         let deadline = Instant::now() + RESOLVE_WAIT;
         loop {
             let view = self.look(plane)?;
-            self.follow(plane, &view, false)?;
+            self.follow_backends(plane, &view)?;
             if self.silent().is_empty() || Instant::now() >= deadline {
                 return Ok(());
             }
@@ -98,7 +115,7 @@ impl Network {
 
     /// Next hops of backends that do not answer ARP, for people.
     pub fn silent(&self) -> Vec<String> {
-        let silent = self.ways.values().filter(|way| way.mac.is_none());
+        let silent = self.ways.values().filter(|way| way.is_silent());
         let mut silent: Vec<String> =
             silent.map(|way| format!("{} on {}", way.next_hop, way.interface)).collect();
         silent.sort();
@@ -112,13 +129,21 @@ impl Network {
         let neighbours = self.netlink.neighbours()?;
         let neighbours = neighbours.into_iter().map(|n| ((n.ifindex, n.address), n)).collect();
         let mut routes = HashMap::new();
-        for backend in plane.backends() {
-            let address = *backend.address.ip();
-            if let Some(route) = self.netlink.route_to(address)?.filter(|r| r.kind == RouteKind::Unicast) {
+        let addresses: BTreeSet<Ipv4Addr> =
+            plane.backends().iter().map(|backend| *backend.address.ip()).collect();
+        for address in addresses {
+            if let Some(route) = self.way_to(address)? {
                 routes.insert(address, route);
             }
         }
-        Ok(View { links, neighbours, routes })
+        let mut client_ways: BTreeSet<u32> = self.in_use.keys().map(|(ifindex, _)| *ifindex).collect();
+        client_ways.extend(self.way_to(ANYBODY)?.map(|route| route.ifindex));
+        Ok(View { links, neighbours, routes, client_ways })
+    }
+
+    /// `None` if the way is not one to a machine.
+    fn way_to(&mut self, address: Ipv4Addr) -> Result<Option<Route>> {
+        Ok(self.netlink.route_to(address)?.filter(|route| route.kind == RouteKind::Unicast))
     }
 
     /// Brings the next hops in step with what was seen. `rerouted`: routes have changed, so that every connection must ask
@@ -126,21 +151,26 @@ impl Network {
     pub fn follow(&mut self, plane: &mut Plane, view: &View, rerouted: bool) -> Result<Vec<String>> {
         self.follow_links(plane, view)?;
         self.follow_neighbours(plane, view)?;
-        let mut troubles = Vec::new();
-        for backend in plane.backends().to_vec() {
-            troubles.extend(self.follow_backend(plane, view, backend)?);
-        }
-        troubles.dedup();
+        let troubles = self.follow_backends(plane, view)?;
         let used = self.ways.values().map(|way| way.index).collect();
         let (hops, tables) = plane.next_hops();
         hops.keep_backends(tables, &used)?;
         // Last: what they ask for is then all there. What the kernel would not send to now stays as it is.
         self.reroute |= rerouted;
-        if self.reroute && hops.renew_neighbours(tables, &self.alive)? {
-            self.reroute = false;
+        if self.reroute {
+            self.reroute = !hops.renew_neighbours(tables, &self.alive)?;
             self.unsure.extend(self.in_use.keys());
         }
         self.make_sure(plane, view)?;
+        Ok(troubles)
+    }
+
+    fn follow_backends(&mut self, plane: &mut Plane, view: &View) -> Result<Vec<String>> {
+        let mut troubles = Vec::new();
+        for backend in plane.backends().to_vec() {
+            troubles.extend(self.follow_backend(plane, view, backend)?);
+        }
+        troubles.dedup();
         Ok(troubles)
     }
 
@@ -184,19 +214,19 @@ impl Network {
     /// Every neighbour may be a client's next hop. One that the kernel merely forgot keeps its row while connections name it:
     /// it is most likely where it was.
     fn follow_neighbours(&mut self, plane: &mut Plane, view: &View) -> Result<()> {
-        self.alive.clear();
-        for (at, neighbour) in &view.neighbours {
-            let (true, Some(mac), Some(link)) = (neighbour.usable, neighbour.mac, view.links.get(&at.0))
-            else {
-                continue;
-            };
-            let Some(hop) = next_hop(link, Some(mac)) else { continue };
+        let hop_of = |(at, neighbour): (&(u32, Ipv4Addr), &Neighbour)| {
+            let mac = neighbour.mac.filter(|_| neighbour.usable)?;
+            Some((mac, next_hop(view.links.get(&at.0)?, Some(mac))?))
+        };
+        let known = view.neighbours.iter().filter_map(|seen| Some((seen.0, seen.1, hop_of(seen)?)));
+        let known: Vec<_> = known.collect();
+        self.alive = known.iter().map(|(at, _, (mac, _))| (at.0, *mac)).collect();
+        for (at, neighbour, (mac, hop)) in known {
             let (hops, tables) = plane.next_hops();
             hops.of_neighbour(tables, hop)?;
-            self.alive.insert((at.0, mac));
             let moved = self.macs.insert(*at, mac).filter(|old| *old != mac);
-            if let Some(old) = moved.filter(|old| !self.somebody_has((at.0, *old))) {
-                hops.forget_neighbour(tables, at.0, old)?;
+            if let Some(old) = moved.map(|old| (at.0, old)) {
+                self.moved_from(plane, old)?;
             }
             // Frames sent by XDP do not tell the kernel that the neighbour is in use.
             if neighbour.stale && self.in_use.contains_key(&(at.0, mac)) {
@@ -206,13 +236,24 @@ impl Network {
         Ok(())
     }
 
+    /// An address is not at this station any more. Connections may have been sent there by it; if the station has other
+    /// addresses, which of them, nobody knows: all ask for their way once more.
+    fn moved_from(&mut self, plane: &mut Plane, old: Station) -> Result<()> {
+        let (hops, tables) = plane.next_hops();
+        if !self.alive.contains(&old) {
+            return hops.forget_neighbour(tables, old.0, old.1);
+        }
+        hops.renew_neighbours(tables, &HashSet::from([old]))?;
+        self.unsure.insert(old);
+        Ok(())
+    }
+
     /// Compares the way to a client of each neighbour in use with the neighbour. One that is not the way any more is
     /// forgotten, but only when the kernel knows the one that is: until then it is the best guess.
     fn make_sure(&mut self, plane: &mut Plane, view: &View) -> Result<()> {
         for station in std::mem::take(&mut self.unsure) {
             let Some(client) = self.in_use.get(&station).copied() else { continue };
-            let route = self.netlink.route_to(client)?.filter(|route| route.kind == RouteKind::Unicast);
-            let Some(route) = route else { continue };
+            let Some(route) = self.way_to(client)? else { continue };
             let next = route.gateway.unwrap_or(client);
             let neighbour = view.neighbours.get(&(route.ifindex, next)).filter(|neighbour| neighbour.usable);
             match neighbour.and_then(|neighbour| neighbour.mac) {
@@ -230,10 +271,6 @@ impl Network {
             }
         }
         Ok(())
-    }
-
-    fn somebody_has(&self, (ifindex, mac): Station) -> bool {
-        self.macs.iter().any(|(at, known)| at.0 == ifindex && *known == mac)
     }
 
     fn follow_backend(
@@ -263,20 +300,34 @@ impl Network {
                 link.name, backend.address
             )));
         };
-        let known = self.ways.get(&backend.index);
+        let known = self.ways.get_mut(&backend.index);
         // While ARP is being asked again the old MAC is the best guess.
         let same = |way: &Way| way.mac.is_some() && way.ifindex == link.index && way.next_hop == next;
-        if mac.is_none() && known.is_some_and(same) {
-            return Ok(None);
+        let interface = link.name.clone();
+        let way = |index, mac, unanswered| Way {
+            index,
+            ifindex: link.index,
+            interface,
+            next_hop: next,
+            mac,
+            unanswered,
+        };
+        match known {
+            Some(known) if mac.is_none() && same(known) => {
+                known.unanswered.get_or_insert_with(Instant::now);
+                return Ok(None);
+            }
+            // So is the one that the instance before left.
+            None if mac.is_none() => {
+                let left = plane.next_hop_of(backend).filter(|(_, hop)| hop.ifindex == link.index);
+                if let Some((index, NextHop { neighbour: Some(left), .. })) = left {
+                    self.ways.insert(backend.index, way(index, Some(left), Some(Instant::now())));
+                    return Ok(None);
+                }
+            }
+            _ => {}
         }
-        // So is the one that the instance before left.
-        let left = plane.next_hop_of(backend).filter(|(_, hop)| hop.ifindex == link.index);
-        if let (None, None, Some((index, NextHop { neighbour: Some(mac), .. }))) = (mac, known, left) {
-            let interface = link.name.clone();
-            let way = Way { index, ifindex: link.index, interface, next_hop: next, mac: Some(mac) };
-            self.ways.insert(backend.index, way);
-            return Ok(None);
-        }
+        let known = self.ways.get(&backend.index);
         let (hops, tables) = plane.next_hops();
         let Some(index) = hops.of_backend(tables, hop)? else {
             return Ok(Some(format!(
@@ -287,8 +338,7 @@ impl Network {
         if known.is_none_or(|known| known.index != index) {
             plane.set_next_hop(backend, index)?;
         }
-        let interface = link.name.clone();
-        self.ways.insert(backend.index, Way { index, ifindex: link.index, interface, next_hop: next, mac });
+        self.ways.insert(backend.index, way(index, mac, None));
         Ok(None)
     }
 

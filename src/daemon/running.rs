@@ -10,6 +10,7 @@ use super::interfaces::Interfaces;
 use super::kept_pins::KeptPins;
 use super::ledger::Ledger;
 use super::network::Network;
+use super::start::allow_lookups;
 use super::vip::AssignedVips;
 use super::warnings::Warnings;
 use super::watch::Watch;
@@ -39,6 +40,8 @@ pub struct Running<'a> {
     pub vips: AssignedVips,
     pub warnings: Warnings,
     pub watch: Watch,
+    /// What an earlier instance set of this host is still to be put back, where this one does not need it.
+    pub inherits: bool,
 }
 
 /// When what is due.
@@ -85,9 +88,7 @@ impl Running<'_> {
                 due.ask = now + ASK_INTERVAL;
             }
             if now >= due.network {
-                let failed = self.follow(std::mem::take(&mut heard)).err();
-                let text = failed.map(|error| format!("could not follow the network: {error:#}"));
-                self.warnings.are("network", text);
+                self.look(std::mem::take(&mut heard));
                 looked = Instant::now();
                 due.network = looked + NETWORK_INTERVAL;
             }
@@ -104,20 +105,30 @@ impl Running<'_> {
     }
 
     /// The first look at the network since the program is attached: what an instance before left may have changed since it
-    /// died. Then what only that one needed of this host is put back.
+    /// died.
     pub fn begin(&mut self) {
         if let Err(error) = self.sweep(None, Instant::now()) {
             self.warnings.are("sweep", [format!("{error:#}")]);
         }
-        if let Err(error) = self.follow(Changes::ALL) {
-            self.warnings.are("network", [format!("could not follow the network: {error:#}")]);
-        }
-        self.ledger.restore_inherited();
+        self.look(Changes::ALL);
     }
 
-    /// One look at the network, and everything brought in step with it.
+    /// One look at the network and at this host, and everything brought in step with it. What fails does not keep the rest.
+    fn look(&mut self, heard: Changes) {
+        let failed = self.follow(heard).err();
+        if failed.is_none() && std::mem::take(&mut self.inherits) {
+            // Everything that this instance needs of the host is set now: what only the one before needed can go.
+            self.ledger.restore_inherited();
+        }
+        self.warnings.are("network", failed.map(|error| format!("could not follow the network: {error:#}")));
+        self.ledger.keep();
+        self.warnings.are("lookups", allow_lookups(&mut self.ledger).err().map(|error| format!("{error:#}")));
+        self.pins.check(&mut self.plane, &mut self.ledger);
+    }
+
     fn follow(&mut self, heard: Changes) -> Result<()> {
         let view = self.network.look(&self.plane)?;
+        self.ledger.follow_names(view.links.values())?;
         let troubles = self.interfaces.follow(&mut self.plane, &view);
         self.warnings.are("interfaces", troubles);
         let slower = self.deliveries.follow(
@@ -137,16 +148,14 @@ impl Running<'_> {
         self.warnings.are("backends", troubles);
         let silent = self.network.silent().into_iter().map(|next_hop| {
             format!(
-                "next hop {next_hop} does not answer ARP: what goes there is left to the kernel until it does; check that \
-                 it is up and on that segment"
+                "next hop {next_hop} does not answer ARP: until it does, what goes there is sent to where it was last, or \
+                 left to the kernel; check that it is up and on that segment"
             )
         });
         self.warnings.are("neighbours", silent);
         if let Some(main) = self.interfaces.main() {
             self.vips.follow(&main.link, &mut self.ledger)?;
         }
-        self.ledger.keep();
-        self.pins.check(&mut self.plane, &mut self.ledger);
         let troubles = self.watch.backends(&self.plane, &view, self.network.netlink())?;
         self.warnings.are("replies", troubles);
         Ok(())

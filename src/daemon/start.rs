@@ -7,6 +7,7 @@ use super::interfaces::{self, Interfaces, Wanted};
 use super::ledger::Ledger;
 use super::network::Network;
 use super::vip::{self, AssignedVips};
+use super::watch::Watch;
 use crate::config::Config;
 use crate::dataplane::{Left, PinDir, Plane, Request, TakeOver};
 use crate::model::Step;
@@ -32,6 +33,7 @@ pub struct Started {
     pub interfaces: Interfaces,
     pub deliveries: Deliveries,
     pub vips: AssignedVips,
+    pub watch: Watch,
 }
 
 /// What an instance that died left, if it can be taken over. What cannot is cleared away: nothing runs of it.
@@ -44,6 +46,12 @@ pub fn find_left(pins: &PinDir, ledger: &Ledger) -> Result<Option<Left>> {
              another --pin-dir, or remove that one (xdp-lb detach IFACE, there)",
             pins.path().display()
         );
+        if ledger.is_new() {
+            crate::note!(
+                "warning: the instance before left no record of what it changed on this host: addresses and sysctls that it \
+                 set stay, unless they are put back by hand"
+            );
+        }
     } else if pins.detach()? > 0 {
         crate::note!("a start that was killed had left some pins, which nothing uses: they are removed");
     }
@@ -72,7 +80,6 @@ pub fn prepare(
         None => {
             let mut plane = Plane::load_for(&request)?;
             plane.stage(&config.services)?;
-            deliveries.foresee(&mut plane, network.netlink(), needed.iter().map(|wanted| &wanted.link))?;
             plane
         }
         Some(left) => {
@@ -81,7 +88,9 @@ pub fn prepare(
             plane
         }
     };
-    allow_lookups(ledger);
+    deliveries.foresee(&mut plane, network.netlink(), needed.iter().map(|wanted| &wanted.link))?;
+    // What keeps it from this, the first look at the network tells.
+    let _ = allow_lookups(ledger);
     network.resolve(&mut plane)?;
     // A removed backend's connections go on, and its replies arrive where they did.
     let (view, live) = (network.look(&plane)?, plane.live_backends());
@@ -109,9 +118,10 @@ impl Prepared {
                 "warning: {lost} confirmed connections found no place in the smaller table and are lost"
             );
         }
+        let watch = Watch::new(&plane)?;
         let vips = AssignedVips::assign(config, &main, ledger)?;
         vip::remove(ledger.inherited_vips(), ledger);
-        Ok(Started { plane, network, interfaces, deliveries, vips })
+        Ok(Started { plane, network, interfaces, deliveries, vips, watch })
     }
 }
 
@@ -132,12 +142,10 @@ fn tell(how: &TakeOver, steps: &[Step]) {
     steps.iter().for_each(|step| crate::note!("{step}"));
 }
 
-/// Lets the program look up routes.
-fn allow_lookups(ledger: &mut Ledger) {
-    let why = "the program needs it to look up the way to clients";
-    if let Err(error) = ledger.set_sysctl(LOOKUP_SYSCTL, "1", why) {
-        crate::note!(
-            "warning: {error:#}; unless it is 1 already, all replies are left to the kernel, which drops most"
-        );
-    }
+/// Lets the program look up routes. To be called every second: another's write to `net.ipv4.ip_forward`, or the end of
+/// another instance, changes the switch too.
+pub fn allow_lookups(ledger: &mut Ledger) -> Result<()> {
+    ledger.set_sysctl(LOOKUP_SYSCTL, "1", "the program needs it to look up the way to clients").with_context(|| {
+        format!("without {LOOKUP_SYSCTL}=1 all replies are left to the kernel, which drops most: set it by hand")
+    })
 }

@@ -78,9 +78,14 @@ impl AssignedVips {
     /// MAC, adds and announces all again. Call it every second or so.
     pub fn follow(&mut self, link: &Link, ledger: &mut Ledger) -> Result<()> {
         let moved = (link.index, link.mac) != (self.link.index, self.link.mac);
+        let before = std::mem::replace(&mut self.link, link.clone());
         if moved {
-            self.link = link.clone();
-            self.added.clone().into_iter().try_for_each(|vip| self.add(vip, ledger).map(drop))?;
+            let added = self.added.clone().into_iter().try_for_each(|vip| self.add(vip, ledger).map(drop));
+            if let Err(error) = added {
+                // To be tried again.
+                self.link = before;
+                return Err(error);
+            }
         }
         if std::mem::replace(&mut self.announce_again, moved) || moved {
             self.added.iter().for_each(|vip| self.announce_one(*vip));

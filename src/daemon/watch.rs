@@ -39,26 +39,29 @@ struct Silence {
 }
 
 impl Watch {
-    /// Begins to look.
-    pub fn new() -> Watch {
-        Watch {
-            backends: HashMap::new(),
-            slow: HashMap::new(),
-            slow_since: Instant::now(),
-            slow_now: Vec::new(),
+    /// Begins to look. What the instance before counted is old.
+    pub fn new(plane: &Plane) -> Result<Watch> {
+        let mut slow = HashMap::new();
+        for reason in Reason::ALL {
+            slow.insert(reason.code(), plane.tables().reason_counter(reason.code())?.packets);
         }
+        Ok(Watch { backends: HashMap::new(), slow, slow_since: Instant::now(), slow_now: Vec::new() })
     }
 
     /// Names the backends that get connections and whose replies never come back through this host.
     pub fn backends(&mut self, plane: &Plane, view: &View, netlink: &mut Netlink) -> Result<Vec<String>> {
-        let mut troubles = Vec::new();
+        let (mut troubles, mut addresses) = (Vec::new(), None);
         for backend in plane.backends() {
             let counters = plane.tables().backend_counters(backend.index)?;
             let (connections, replies) = (counters.connections, counters.to_client.packets);
             let first = || Silence { replies, connections, since: None };
             let silence = self.backends.entry(backend.index).or_insert_with(first);
             if silence.unanswered(connections, replies, Instant::now()) {
-                let own = own_address(*backend, view, &netlink.addresses()?);
+                let addresses = match &mut addresses {
+                    Some(addresses) => addresses,
+                    none => none.insert(netlink.addresses()?),
+                };
+                let own = own_address(*backend, view, addresses);
                 troubles.push(no_replies(*backend, protocol_of(plane, *backend), own));
             }
         }
@@ -118,7 +121,8 @@ impl Watch {
 
 impl Silence {
     fn unanswered(&mut self, connections: u64, replies: u64, now: Instant) -> bool {
-        if replies != self.replies {
+        // Fewer connections: the index is another backend's now.
+        if replies != self.replies || connections < self.connections {
             *self = Silence { replies, connections, since: None };
             return false;
         }

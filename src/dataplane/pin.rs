@@ -124,9 +124,9 @@ impl PinDir {
     }
 
     /// Detaches every pinned link and removes every pin but the record of what was changed on this host.
-    /// Returns how many pins there were.
+    /// Returns how many pins there were. One that is at this path now, but is not the one that is held, is another's.
     pub fn detach(&self) -> Result<usize> {
-        self.clear(|_| true)
+        if self.is_intact() { self.clear(|_| true) } else { Ok(0) }
     }
 
     /// Removes the directory with what is left in it, and unmounts the bpffs that was `mounted` for it unless others pinned
