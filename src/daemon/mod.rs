@@ -49,9 +49,7 @@ pub fn run(config: &Config) -> Result<()> {
     }
     let started = match start(config, netlink, needed, &pins, &mut ledger) {
         Ok(started) => started,
-        Err(Failed { error, leaves_it: true }) => {
-            return Err(error.context("the start failed; what the instance before left goes on"));
-        }
+        Err(Failed { error, leaves_it: true }) => return Err(error),
         Err(Failed { error, leaves_it: false }) => {
             let _ = take_down(None, pins, &mut ledger);
             return Err(error);
@@ -93,17 +91,24 @@ fn start(
     pins: &PinDir,
     ledger: &mut Ledger,
 ) -> Result<Started, Failed> {
+    const GOES_ON: &str = "the start failed; what the instance before left goes on";
+    const HALF_DONE: &str =
+        "the start failed while it took over; what is attached goes on: start again when this is mended";
+    let leaves_it = |error: anyhow::Error, how| Failed { error: error.context(how), leaves_it: true };
     let nothing_left = |error| Failed { error, leaves_it: false };
-    let left = start::find_left(pins, ledger).map_err(|error| Failed { error, leaves_it: true })?;
+    let left = start::find_left(pins, ledger).map_err(|error| leaves_it(error, GOES_ON))?;
     let takes_over = left.is_some();
     match start::prepare(config, netlink, needed, left, ledger) {
         Ok(prepared) => {
             let committed = prepared.commit(config, pins, ledger);
-            committed.map_err(|error| Failed { error, leaves_it: takes_over })
+            committed.map_err(|error| match takes_over {
+                true => leaves_it(error, HALF_DONE),
+                false => nothing_left(error),
+            })
         }
         Err(error) if takes_over => {
             ledger.restore_own();
-            Err(Failed { error, leaves_it: true })
+            Err(leaves_it(error, GOES_ON))
         }
         Err(error) => Err(nothing_left(error)),
     }
