@@ -312,6 +312,11 @@ fn root_detach_removes_what_a_dead_instance_left() -> Result<()> {
         assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
 
         assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+        // A slip of the pen ends nothing.
+        let (code, said) = detach(lab, "eth7")?;
+        assert!(code == Some(1) && said.contains("there is no interface eth7; the instance with"), "{said}");
+        assert!(said.contains("is on eth0, eth1: name one of these"), "{said}");
+        assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
         let (code, said) = detach(lab, "eth1")?;
         assert!(
             code == Some(0) && said.contains(&format!("removed what an instance had left in {PIN_DIR}")),

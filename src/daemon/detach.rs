@@ -10,7 +10,8 @@ use crate::net::Netlink;
 /// Removes everything of the dead instance that serves an interface: its program from all interfaces, its pins, the
 /// addresses it assigned, and what else it changed on this host; and the program of `veth-peer` from this interface.
 ///
-/// An interface that nothing of ours is on is what was asked for, and no error.
+/// An interface that nothing of ours is on is what was asked for, and no error. One that does not exist may have been deleted
+/// since; where nothing of the instance's was, it is a slip of the pen, and must not end what still works.
 pub fn detach(interface: &str, pin_dir: &Path) -> Result<()> {
     let ifindex = Netlink::open()?.link(interface)?.map(|link| link.index);
     let pins = match PinDir::open(pin_dir) {
@@ -29,6 +30,9 @@ pub fn detach(interface: &str, pin_dir: &Path) -> Result<()> {
     let mut removed = false;
     if let Some(pins) = pins {
         let interfaces = pins.interfaces()?;
+        if ifindex.is_none() && !interfaces.is_empty() && !pins.has_lost_interfaces()? {
+            bail!(unknown(interface, &interfaces, pin_dir)?);
+        }
         if interfaces.is_empty() || ifindex.is_none_or(|ifindex| interfaces.contains(&ifindex)) {
             clean_up(pins)?;
             say(&format!("removed what an instance had left in {}\n", pin_dir.display()));
@@ -43,6 +47,24 @@ pub fn detach(interface: &str, pin_dir: &Path) -> Result<()> {
         say(&format!("nothing of xdp-lb is on {interface}\n"));
     }
     Ok(())
+}
+
+/// What is wrong with the name of an interface that does not exist, and that the instance did not lose either.
+fn unknown(interface: &str, live: &[u32], pin_dir: &Path) -> Result<String> {
+    let links = Netlink::open()?.links()?;
+    let names: Vec<&str> =
+        links.iter().filter(|link| live.contains(&link.index)).map(|link| link.name.as_str()).collect();
+    let dir = pin_dir.display();
+    Ok(match names.is_empty() {
+        false => format!(
+            "there is no interface {interface}; the instance with the pins in {dir} is on {}: name one of these",
+            names.join(", ")
+        ),
+        true => format!(
+            "there is no interface {interface} here; the instance with the pins in {dir} is in another network namespace: \
+             run this there (ip netns exec NAME, nsenter --net=PATH)"
+        ),
+    })
 }
 
 /// Whether the program on an interface may be that of the instance with these pins.

@@ -105,6 +105,12 @@ impl PinDir {
         Ok(interfaces)
     }
 
+    /// Whether a pinned link had an interface that is gone.
+    pub fn has_lost_interfaces(&self) -> Result<bool> {
+        let links = self.pins()?.iter().filter(|name| name.starts_with(LINK_PREFIX)).count();
+        Ok(links > self.interfaces()?.len())
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
