@@ -331,6 +331,27 @@ fn root_pin_dirs() -> Result<()> {
     })
 }
 
+/// What may be written is asked of the kernel, which goes by the capabilities.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_sysctls_by_capability() -> Result<()> {
+    in_lab(|lab| {
+        two_arms_bare(lab)?;
+        const NET_ADMIN: [&str; 3] = ["--reuid=65534", "--inh-caps=+net_admin", "--ambient-caps=+net_admin"];
+        let mut command = lab.command("lb", "setpriv")?;
+        command.args(NET_ADMIN).arg("--").arg(readable(lab)?);
+        let report = Report::by(lab, command, &args(""))?;
+        report.fix("ok", "sysctl", &["net.ipv4.conf.eth0.forwarding is 0 and will be set to 1"]);
+        let nobody = {
+            let mut command = lab.command("lb", "setpriv")?;
+            command.arg(NET_ADMIN[0]).arg("--").arg(readable(lab)?);
+            Report::by(lab, command, &args(""))?
+        };
+        nobody.fix("warning", "sysctl", &["net.ipv4.conf.eth0.forwarding is 0", "cannot be set from here"]);
+        Ok(())
+    })
+}
+
 /// A host whose /proc/sys cannot be written, as in a container.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
