@@ -236,6 +236,14 @@ fn root_backends() -> Result<()> {
         error("10.8.0.1:80", "no route to backend 10.8.0.1:80", "ip route add 10.8.0.1 via GATEWAY")?;
         error("10.0.0.1:80", "10.0.0.1:80 is an address of this host", "another machine")?;
         error("10.9.0.1:80", "the route to backend 10.9.0.1:80 is not one to a machine", "ip route replace")?;
+        lab.ip("lb", "link set eth1 down")?;
+        error(
+            "10.0.0.10:80",
+            "no route to backend 10.0.0.10:80: eth1, in whose subnet it is, is down",
+            "ip link set eth1 up",
+        )?;
+        lab.ip("lb", "link set eth1 up")?;
+        assert_eq!(Report::of(lab, &with("10.0.0.10:80"))?.code, Some(0));
         // All are told, not the first only.
         let both = format!("{} --backend 10.8.0.1:80", with("10.7.0.1:80"));
         let (_, said) = refused(lab, &both)?;

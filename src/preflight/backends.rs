@@ -5,7 +5,7 @@ use super::{Finding, Scene};
 use crate::config::Config;
 use crate::dataplane::SERVICES_PER_BACKEND;
 use crate::model::Protocol;
-use crate::net::{Route, RouteKind};
+use crate::net::{Link, Route, RouteKind};
 
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
     let mut findings = routes(scene, config);
@@ -25,19 +25,40 @@ fn routes(scene: &Scene, config: &Config) -> Vec<Finding> {
     let found = |backend: SocketAddrV4| {
         let route = scene.routes.get(backend.ip()).and_then(Option::as_ref);
         let by = scene.link_to(*backend.ip()).map(|link| link.name.as_str());
-        judge(backend, route, by)
+        let down = link_that_is_down(scene, *backend.ip()).map(|link| link.name.as_str());
+        judge(backend, route, by, down)
     };
     backends.into_iter().map(found).collect()
 }
 
-fn judge(backend: SocketAddrV4, route: Option<&Route>, by: Option<&str>) -> Finding {
+/// The interface with the subnet that an address is in, if it is down: the kernel has no route by it then.
+fn link_that_is_down(scene: &Scene, backend: Ipv4Addr) -> Option<&Link> {
+    let own = scene
+        .addresses
+        .iter()
+        .filter(|own| network(backend, own.prefix_len) == network(own.address, own.prefix_len));
+    own.filter_map(|own| scene.links.get(&own.ifindex)).find(|link| !link.up)
+}
+
+fn network(address: Ipv4Addr, prefix_len: u8) -> u32 {
+    u32::from(address) & u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0)
+}
+
+fn judge(backend: SocketAddrV4, route: Option<&Route>, by: Option<&str>, down: Option<&str>) -> Finding {
     const NAME: &str = "route";
     let address = backend.ip();
     let error = |message: String, fix: &str| Finding::error(NAME, &message, fix);
     match (route.map(|route| route.kind), by) {
-        (None, _) => {
-            error(format!("no route to backend {backend}"), &format!("ip route add {address} via GATEWAY"))
-        }
+        (None, _) => match down {
+            Some(down) => error(
+                format!("no route to backend {backend}: {down}, in whose subnet it is, is down"),
+                &format!("ip link set {down} up"),
+            ),
+            None => error(
+                format!("no route to backend {backend}"),
+                &format!("ip route add {address} via GATEWAY"),
+            ),
+        },
         (Some(RouteKind::Local), _) => error(
             format!("backend {backend} is an address of this host: a backend must be another machine"),
             "name the address of another machine",
@@ -112,13 +133,12 @@ fn shared_subnets(scene: &Scene) -> Vec<Finding> {
     for own in
         scene.addresses.iter().filter(|address| address.ifindex == main.index && address.prefix_len < 32)
     {
-        let mask = u32::MAX.checked_shl(32 - u32::from(own.prefix_len)).unwrap_or(0);
-        let network = Ipv4Addr::from(u32::from(own.address) & mask);
-        let inside = |backend: &&Ipv4Addr| u32::from(**backend) & mask == u32::from(network);
+        let bits = network(own.address, own.prefix_len);
+        let inside = |backend: &&Ipv4Addr| network(**backend, own.prefix_len) == bits;
         let on_link =
             |backend: &&Ipv4Addr| scene.link_to(**backend).is_some_and(|link| link.index == main.index);
         let Some(backend) = scene.routes.keys().filter(on_link).find(inside) else { continue };
-        let subnet = format!("{network}/{}", own.prefix_len);
+        let subnet = format!("{}/{}", Ipv4Addr::from(bits), own.prefix_len);
         let message = format!(
             "clients in {subnet} would hang: the backend {backend} is in it too, and answers them directly, not through \
              this host"
