@@ -14,6 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::attach::program_on;
 use super::pin::{DEFAULT_BPFFS, is_ours};
 
 /// More directories than this in a bpffs are not searched.
@@ -22,7 +23,11 @@ const MAX_DIRECTORIES: usize = 10_000;
 /// The id of the link that holds a program on an interface; `None` if it was attached without a link, or without the
 /// rights to see it.
 pub fn xdp_link_on(ifindex: u32) -> Option<u32> {
-    let here = |link: &LinkInfo| matches!(&link.info, LinkTypeInfo::Xdp(xdp) if xdp.ifindex == ifindex);
+    let program = program_on(ifindex)?;
+    // The links of all network namespaces are listed, and in each an interface may have this number.
+    let here = |link: &LinkInfo| {
+        link.prog_id == program && matches!(&link.info, LinkTypeInfo::Xdp(xdp) if xdp.ifindex == ifindex)
+    };
     LinkInfoIter::default().find(here).map(|link| link.id)
 }
 

@@ -147,6 +147,7 @@ mod tests {
             ),
             ("katran", &[], Some(7), &["katran", "bpftool link detach id 7"]),
             ("katran", &[], None, &["katran", "ip link set dev eth0 xdpgeneric off"]),
+            ("katran", &["/sys/fs/bpf/k"], None, &["/sys/fs/bpf/k)", "ip link set dev eth0 xdpgeneric off"]),
         ] {
             let (level, text) = judged(name, pins, link);
             assert_eq!(level, Level::Error, "{text}");
