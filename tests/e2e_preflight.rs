@@ -147,6 +147,12 @@ fn root_interfaces() -> Result<()> {
         lab.ip("lb", "link set idle up\nlink set far up")?;
         let report = Report::of(lab, &on("idle"))?;
         assert_eq!(report.code, Some(0), "{report:#?}");
+        lab.ip("lb", "link add name br0 type bridge\nlink set br0 up")?;
+        let native = format!("{} --xdp-mode native", on("br0"));
+        assert_error(lab, &native, "interface", &["br0 is of the kind bridge"], "--xdp-mode auto")?;
+        let report = Report::of(lab, &on("br0"))?;
+        assert_eq!(report.code, Some(0), "{report:#?}");
+        report.fix("ok", "interface", &["br0 is of the kind bridge", "it gets SKB mode"]);
         Ok(())
     })
 }

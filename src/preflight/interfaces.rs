@@ -19,6 +19,9 @@ const DRIVER_MTU: [(&str, u32); 7] = [
     ("virtio_net", 3506),
 ];
 
+/// Kinds of interfaces that no kernel runs a program on in native mode.
+const SKB_ONLY: [&str; 7] = ["bridge", "dummy", "ifb", "macvlan", "macvtap", "vlan", "vxlan"];
+
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     if scene.main.is_none() {
@@ -28,6 +31,7 @@ pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
         let unusable = unusable(link);
         if unusable.is_none() {
             findings.push(Finding::ok(NAME, &format!("{} is an Ethernet interface, up", link.name)));
+            findings.extend(mode(config, link));
             findings.extend(mtu(scene, config, link));
         }
         findings.extend(unusable);
@@ -57,6 +61,17 @@ fn unusable(link: &Link) -> Option<Finding> {
     }
     let message = format!("interface {name} is down");
     (!link.up).then(|| Finding::error(NAME, &message, &format!("ip link set {name} up")))
+}
+
+/// Not every kind of interface has a native mode.
+fn mode(config: &Config, link: &Link) -> Option<Finding> {
+    let kind = link.kind.as_deref().filter(|kind| SKB_ONLY.contains(kind))?;
+    let message = format!("{} is of the kind {kind}, which has no native mode", link.name);
+    match config.xdp_mode {
+        XdpMode::Native => Some(Finding::error(NAME, &message, "--xdp-mode auto")),
+        XdpMode::Auto => Some(Finding::ok(NAME, &format!("{message}: it gets SKB mode, which is slower"))),
+        XdpMode::Skb => None,
+    }
 }
 
 /// Above a certain MTU the driver refuses native mode.
@@ -91,10 +106,11 @@ fn mtu(scene: &Scene, config: &Config, link: &Link) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preflight::Level;
+    use crate::preflight::backends::tests::config;
 
-    #[test]
-    fn frames_are_needed() {
-        let link = |ethernet, up| Link {
+    fn link(ethernet: bool, up: bool) -> Link {
+        Link {
             index: 2,
             name: "eth0".into(),
             mac: None,
@@ -106,7 +122,24 @@ mod tests {
             peer: None,
             master: None,
             xdp: None,
+        }
+    }
+
+    #[test]
+    fn a_bridge_has_no_native_mode() {
+        let level = |xdp_mode, kind: &str| {
+            let config = Config { xdp_mode, ..config(&[]) };
+            let link = Link { kind: Some(kind.into()), ..link(true, true) };
+            mode(&config, &link).map(|finding| finding.level)
         };
+        assert_eq!(level(XdpMode::Native, "bridge"), Some(Level::Error));
+        assert_eq!(level(XdpMode::Auto, "bridge"), Some(Level::Ok));
+        assert_eq!(level(XdpMode::Skb, "bridge"), None);
+        assert_eq!(level(XdpMode::Native, "veth"), None);
+    }
+
+    #[test]
+    fn frames_are_needed() {
         assert!(unusable(&link(true, true)).is_none());
         let message = |link| unusable(&link).map(|finding| finding.message).unwrap_or_default();
         assert!(message(link(false, true)).contains("is not an Ethernet interface"));
