@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, PrintLevel};
+use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, MapType, PrintLevel};
 
 use super::skeleton::lb::{OpenXdpLbSkel, XdpLbSkelBuilder};
 use super::tables::{Capacity, Shape, Tables, reuse, shapes};
@@ -152,11 +152,9 @@ pub(super) fn load(
             .context("could not give the table directory its lines")?;
     }
     let loaded = capture(|| skeleton.load()).map_err(|(error, log)| {
-        anyhow!(error).context(format!(
-            "could not load the program (profile {}) into the kernel{}",
-            profile.name(),
-            last_lines(&log)
-        ))
+        let said = what_it_said(error.kind(), &log);
+        anyhow!(error)
+            .context(format!("could not load the program (profile {}) into the kernel{said}", profile.name()))
     })?;
     let fd =
         loaded.progs.xdp_lb.as_fd().try_clone_to_owned().context("could not take hold of the program")?;
@@ -232,6 +230,11 @@ pub(super) fn capture<T, E>(run: impl FnOnce() -> Result<T, E>) -> Result<T, (E,
     result.map_err(|error| (error, std::mem::take(&mut *log())))
 }
 
+/// What libbpf's words add to an error: nothing where there was no memory, since it then only tells what it tried next.
+fn what_it_said(kind: ErrorKind, log: &str) -> String {
+    if kind == ErrorKind::OutOfMemory { String::new() } else { last_lines(log) }
+}
+
 /// The end of a log, where the verifier says what it refused.
 pub(super) fn last_lines(log: &str) -> String {
     const LINES: usize = 20;
@@ -255,5 +258,11 @@ mod tests {
         let end = last_lines(&log);
         assert!(end.starts_with("; the kernel's last lines (80 before them):\nline 80\n"), "{end}");
         assert!(end.ends_with("line 99"), "{end}");
+    }
+
+    #[test]
+    fn where_memory_ran_out_the_log_tells_nothing() {
+        assert_eq!(what_it_said(ErrorKind::OutOfMemory, "libbpf: map 'connections': failed to create\n"), "");
+        assert_eq!(what_it_said(ErrorKind::InvalidInput, "a\n"), "; the kernel says:\na");
     }
 }
