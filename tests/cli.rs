@@ -166,6 +166,9 @@ fn help_and_version_go_to_stdout() {
         (vec!["--help"], "Exit codes:"),
         (vec!["-h"], "Examples:"),
         (vec!["status", "--help"], "--json"),
+        (vec!["detach", "--help"], "Usage: xdp-lb detach [OPTIONS] <IFACE>\n"),
+        (vec!["veth-peer", "--help"], "Usage: xdp-lb veth-peer [OPTIONS] <IFACE>\n"),
+        (vec!["--help"], "SIGHUP"),
         (vec!["--version"], concat!("xdp-lb ", env!("CARGO_PKG_VERSION"))),
     ] {
         let output = xdp_lb(&args);

@@ -1,4 +1,5 @@
-//! The command line as clap reads it: every value still the word that was typed, nothing required or checked.
+//! The command line as clap reads it: every value still the word that was typed, and nothing checked. Only what a command
+//! is for is required, so that its help shows it as such.
 //!
 //! Values stay `OsString` so that every complaint about one has the same shape, from `parse` and `resolve`.
 
@@ -31,7 +32,7 @@ Examples:
 Durations are seconds, or like 500ms, 90s, 5m, 1h 30m.
 
 Exit codes:
-  0  it ended as it should (SIGINT and SIGTERM included), or printed what was asked for
+  0  it ended as it should (SIGINT, SIGTERM and SIGHUP included), or printed what was asked for
   1  it failed: the message says what was being done to what; or --check-only found an error
   2  the arguments are wrong: the first line names the part that is wrong and shows a right one";
 
@@ -128,7 +129,7 @@ pub(super) enum Verb {
     /// Let the far end of a veth (inside a container) receive frames that native XDP sends
     VethPeer {
         /// The end of the veth
-        #[arg(value_name = "IFACE")]
+        #[arg(value_name = "IFACE", required = true)]
         interface: Option<OsString>,
         /// Detach it again
         #[arg(long)]
@@ -137,7 +138,7 @@ pub(super) enum Verb {
     /// Remove everything of an instance that died: programs, pins, addresses, settings
     Detach {
         /// An interface that the program is on
-        #[arg(value_name = "IFACE")]
+        #[arg(value_name = "IFACE", required = true)]
         interface: Option<OsString>,
         /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
         #[arg(long, value_name = "DIR")]

@@ -123,6 +123,8 @@ pub(super) fn from_clap(error: &clap::Error, args: &[OsString]) -> Usage {
             let value = context(error, ContextKind::InvalidValue).unwrap_or_default();
             Usage::bad(&format!("{option} {value:?}"), "it takes no value", option)
         }
+        // Only commands have an argument that is required, and only one.
+        ErrorKind::MissingRequiredArgument => Usage::bad("IFACE", "the interface is missing", form(verb)),
         ErrorKind::InvalidValue => Usage::bad(option, "its value is missing", &example(option)),
         ErrorKind::InvalidSubcommand => {
             let word = context(error, ContextKind::InvalidSubcommand).unwrap_or_default();
