@@ -2,7 +2,7 @@
 
 //! Which backend each client of a sticky service is to come back to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -152,10 +152,20 @@ impl Affinity<'_> {
         value.map(|value| Ok(ClientRecord::from(from_bytes::<lb_affinity>(&value)?))).transpose()
     }
 
-    /// Removes the records that name a backend, before its index is used for another. Returns how many there were.
-    pub fn forget_backend(self, backend: u16) -> Result<usize> {
+    /// Removes the records that name one of these backends, before their indices are used for others. Returns how many there
+    /// were.
+    pub fn forget_backends(self, backends: &BTreeSet<u16>) -> Result<usize> {
+        if backends.is_empty() {
+            return Ok(0);
+        }
+        let mut clients = HashSet::new();
+        self.each(|client, record| {
+            if backends.contains(&record.backend) {
+                clients.insert(client);
+            }
+        })?;
         let mut removed = 0;
-        for (client, _) in self.records()?.into_iter().filter(|(_, record)| record.backend == backend) {
+        for client in clients {
             match self.0.delete(as_bytes(&client.key())) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 done => {
@@ -266,8 +276,9 @@ mod tests {
             .collect();
         let map = table(&all);
         assert_eq!(Affinity(&map).records().unwrap(), all.iter().copied().collect());
-        assert_eq!(Affinity(&map).forget_backend(77).unwrap(), 1);
-        assert_eq!(Affinity(&map).records().unwrap().len(), all.len() - 1);
+        assert_eq!(Affinity(&map).forget_backends(&BTreeSet::new()).unwrap(), 0);
+        assert_eq!(Affinity(&map).forget_backends(&BTreeSet::from([77, 78, 10_000])).unwrap(), 2);
+        assert_eq!(Affinity(&map).records().unwrap().len(), all.len() - 2);
     }
 
     #[test]

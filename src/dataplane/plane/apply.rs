@@ -238,6 +238,7 @@ impl Plane {
 
     /// Makes packets find what is staged. From here on it is the configuration.
     pub fn publish(&mut self) -> Result<()> {
+        self.forget_clients_of_new()?;
         let staged = self.staged.take().context("there is no configuration to publish")?;
         self.write_backends(&staged.inventory, |row| !row.removed);
         for (index, row) in &staged.inventory.services {
@@ -278,6 +279,12 @@ impl Plane {
         old.for_each(|(first, lines)| self.arena.give_back(first, lines));
         self.backends = self.inventory.backends.iter().map(|(index, row)| row.id(*index)).collect();
         Ok(())
+    }
+
+    /// A process that was killed may have freed a row before it forgot the clients of the backend that had it.
+    fn forget_clients_of_new(&self) -> Result<()> {
+        let new = self.staged.iter().flat_map(|staged| staged.new_backends.iter().copied());
+        self.tables.affinity().forget_backends(&new.collect()).map(|_| ())
     }
 
     fn publish_list(&self, service: u16, kind: List, first: usize, slots: usize) -> Result<()> {
@@ -367,30 +374,29 @@ impl Plane {
                 loads.ended(state.backend());
             }
         });
-        let rested: Vec<u16> =
-            inventory.resting_backends.iter().copied().filter(|index| !usage.names_backend(*index)).collect();
-        for index in &rested {
-            self.forget_clients(*index)?;
+        self.free_rows(&usage)
+    }
+
+    /// Frees the rows of what was removed that no connection names. What fails leaves the inventory as it was, so that the
+    /// next sweep tries once more.
+    fn free_rows(&mut self, usage: &Usage) -> Result<Vec<BackendId>> {
+        let mut inventory = self.inventory.clone();
+        inventory.resting_services.retain(|index| usage.names_service(*index));
+        inventory.resting_backends.retain(|index| usage.names_backend(*index));
+        inventory.backends.retain(|index, row| !row.removed || usage.names_backend(*index));
+        let before = &self.inventory;
+        let freed: Vec<BackendId> = before
+            .backends
+            .iter()
+            .filter(|(index, _)| !inventory.backends.contains_key(index))
+            .map(|(index, row)| row.id(*index))
+            .collect();
+        let rested = before.resting_backends.difference(&inventory.resting_backends).copied();
+        let forgotten = freed.iter().map(|backend| backend.index).chain(rested);
+        self.tables.affinity().forget_backends(&forgotten.collect())?;
+        if !freed.is_empty() {
+            self.publish_directory(&inventory)?;
         }
-        self.inventory.resting_services.retain(|index| usage.names_service(*index));
-        self.inventory.resting_backends.retain(|index| !rested.contains(index));
-        let done = |(index, row): (&u16, &BackendRow)| {
-            (row.removed && !usage.names_backend(*index)).then(|| row.id(*index))
-        };
-        let freed: Vec<BackendId> = self.inventory.backends.iter().filter_map(done).collect();
-        if freed.is_empty() {
-            return Ok(freed);
-        }
-        for backend in &freed {
-            self.forget_clients(backend.index)?;
-            self.inventory.backends.remove(&backend.index);
-        }
-        let directory =
-            self.inventory.directory(&self.capacity, [self.settings.key[0], self.settings.key[1]])?;
-        let lines = directory_lines(self.capacity.directory_lines())?;
-        directory.write(MapHandle::try_from(&lines).context("could not take hold of the new directory")?)?;
-        self.lines = Some(lines);
-        self.grace()?;
         for backend in &freed {
             self.store_backend(
                 backend.index,
@@ -398,8 +404,23 @@ impl Plane {
                 lb_backend_state::LB_BACKEND_NONE.0,
             );
         }
+        self.inventory = inventory;
         self.backends.retain(|backend| !freed.contains(backend));
         Ok(freed)
+    }
+
+    /// Makes packets find what is in an inventory, and returns when none finds anything else.
+    fn publish_directory(&mut self, inventory: &Inventory) -> Result<()> {
+        let directory = inventory.directory(&self.capacity, [self.settings.key[0], self.settings.key[1]])?;
+        let lines = directory_lines(self.capacity.directory_lines())?;
+        directory.write(MapHandle::try_from(&lines).context("could not take hold of the new directory")?)?;
+        let before = self.lines.replace(lines);
+        let published = self.grace();
+        if published.is_err() {
+            // A later grace must not publish it by the way.
+            self.lines = before;
+        }
+        published
     }
 
     /// Of a removed backend nothing is kept that the timeouts do not protect. A closed connection may still have packets

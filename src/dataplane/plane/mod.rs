@@ -250,7 +250,7 @@ impl Plane {
 
     /// Forgets which clients were to come back to a backend: before its index is given to another. Returns how many.
     pub fn forget_clients(&self, backend: u16) -> Result<usize> {
-        self.tables.affinity().forget_backend(backend)
+        self.tables.affinity().forget_backends(&BTreeSet::from([backend]))
     }
 }
 
