@@ -123,7 +123,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 impl NextHops {
     /// The rows of tables that are in use, as another instance wrote them. Rows that neither a backend nor the table of
-    /// neighbours names are retired: connections that do ask for their way once more.
+    /// neighbours names are retired, and made invalid by [`NextHops::retire_orphans`]: connections that name one ask for their way once more.
     pub fn adopt(tables: &Tables) -> Result<NextHops> {
         let mut adopted = NextHops::default();
         for key in tables.egresses.keys() {
@@ -260,6 +260,11 @@ impl NextHops {
             self.retire(tables, index)?;
         }
         Ok(())
+    }
+
+    /// Makes the rows invalid that [`NextHops::adopt`] found nobody to keep up to date, once the tables are this instance's.
+    pub fn retire_orphans(&self, tables: &Tables) -> Result<()> {
+        self.retired.iter().try_for_each(|old| self.store_flags(tables, old.index, 0))
     }
 
     /// How frames leave by an interface from now on, those to next hops that have a row already too; `None` for an

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
-use super::convert::{NewTable, OldTable};
+use super::convert::{NewTable, OldTable, Pass};
 use super::inventory::Inventory;
 use super::{Plane, Request};
 use crate::dataplane::clock::Clock;
@@ -61,7 +61,11 @@ impl Plane {
 
         let there = Capacity::of_tables(&set.maps, &set.settings).context("tables are missing")?;
         let buckets = Capacity::new(request.max_connections, 0, 0, 0)?.buckets;
-        let same = request.with_affinity(Capacity { buckets, ..there });
+        let same = Capacity { buckets, ..there };
+        // A table of another size would be an empty one: no client would come back to its backend.
+        let remembers =
+            set.maps.contains_key("affinity") && inventory.services.values().any(|row| row.sticky != 0);
+        let same = if remembers { same } else { request.with_affinity(same) };
         let (mut plane, made, steps) = Plane::on(set, same, &inventory, request)
             // Not enough room, most likely.
             .or_else(|_| Plane::on(set, grown(&inventory, same, request)?, &inventory, request))?;
@@ -114,22 +118,36 @@ impl Plane {
         usage.backends().collect()
     }
 
-    /// Carries the connections over into a table that is not in use yet. Returns how many confirmed ones found no place.
-    pub(super) fn carry(&mut self) -> u64 {
-        let new = NewTable { rows: &self.tables.connections, settings: &self.settings };
-        self.old.iter_mut().map(|old| old.carry(&new)).sum()
+    /// Carries the connections over while packets still change those in the old tables, until the new one is all but the
+    /// same: each that is not there when the programs are swapped may be taken for a new one.
+    pub(super) fn carry(&mut self) {
+        const PASSES: usize = 4;
+        const FEW: u64 = 16;
+        self.pass(OldTable::carry);
+        for _ in 1..PASSES {
+            if self.pass(OldTable::catch_up).moved <= FEW {
+                break;
+            }
+        }
     }
 
-    /// Carries over what changed until the programs were swapped; the old tables are given up. Counts that are kept of live
-    /// connections are right only after this.
-    pub(super) fn catch_up(&mut self) -> Result<()> {
+    /// Carries over what changed until the programs were swapped, which they are; the old tables are given up. Counts that
+    /// are kept of live connections are right only after this. Returns how many confirmed ones found no place.
+    pub(super) fn catch_up(&mut self) -> Result<u64> {
         if self.old.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        // Before packets ask for these; the grace takes its time.
+        self.pass(OldTable::catch_up);
         self.grace()?;
+        let lost = self.pass(OldTable::catch_up).lost;
+        self.old.clear();
+        Ok(lost)
+    }
+
+    fn pass(&mut self, pass: impl Fn(&mut OldTable, &NewTable<'_>) -> Pass) -> Pass {
         let new = NewTable { rows: &self.tables.connections, settings: &self.settings };
-        self.old.drain(..).for_each(|mut old| old.catch_up(&new));
-        Ok(())
+        self.old.iter_mut().map(|old| pass(old, &new)).fold(Pass::default(), Pass::and)
     }
 }
 
@@ -171,12 +189,12 @@ fn tables_that_stay(set: &TableSet, capacity: &Capacity) -> Result<BTreeMap<&'st
     Ok(there)
 }
 
-/// Room for what is there and what is to come.
+/// Room for what is there and what is to come; for as many clients as `there`.
 fn grown(inventory: &Inventory, there: Capacity, request: &Request<'_>) -> Result<Capacity> {
     let (services, backends) = inventory.needs(request.services);
     let lines = super::ring_lines(request.services);
-    let capacity = request.with_affinity(Capacity::new(request.max_connections, services, backends, lines)?);
-    Ok(capacity.at_least(Capacity { buckets: capacity.buckets, ..there }))
+    let capacity = Capacity::new(request.max_connections, services, backends, lines)?;
+    Ok(Capacity { affinity: there.affinity, ..capacity.at_least(there) })
 }
 
 /// Copies the rows of the configuration into larger tables that no packet reads yet, each under its index. Rings are built
@@ -211,15 +229,20 @@ fn copy<T: plain::Plain + Copy>(from: &Rows<T>, to: &Rows<T>) -> Result<()> {
 mod tests {
     use std::path::Path;
     use std::process::Command;
+    use std::time::Duration;
 
     use nix::mount::{MsFlags, mount, umount};
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
+    use crate::dataplane::affinity::Client;
     use crate::dataplane::attach::Mode;
     use crate::dataplane::connections::State;
+    use crate::dataplane::directory::addr_of;
+    use crate::dataplane::nexthops::NextHop;
     use crate::dataplane::pin::PinDir;
-    use crate::dataplane::types::{lb_phase, lb_state_layout};
+    use crate::dataplane::tables::as_bytes;
+    use crate::dataplane::types::{lb_affinity, lb_affinity_key, lb_phase, lb_state_layout};
     use crate::dataplane::{Attached, Profile};
     use crate::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
 
@@ -257,8 +280,18 @@ mod tests {
 
     /// Starts over what is there, up to and with the commit.
     fn start(pins: &Path, max_connections: u32) -> (Plane, Option<TakeOver>) {
+        start_with(pins, max_connections, service(), |_| {})
+    }
+
+    /// The same with another service, and something that happens before the commit.
+    fn start_with(
+        pins: &Path,
+        max_connections: u32,
+        service: Service,
+        before: impl FnOnce(&mut Plane),
+    ) -> (Plane, Option<TakeOver>) {
         let dir = PinDir::acquire(pins).unwrap();
-        let (timeouts, services) = (Timeouts::default(), [service()]);
+        let (timeouts, services) = (Timeouts::default(), [service]);
         let request =
             Request { max_connections, timeouts: &timeouts, services: &services, profile: Profile::NATIVE };
         let (mut plane, how) = match Left::find(&dir).unwrap() {
@@ -276,8 +309,29 @@ mod tests {
             let attached = plane.attach(ifindex, "a veth", Mode::Native, Profile::NATIVE).unwrap();
             assert!(matches!(attached, Attached::Yes));
         }
+        before(&mut plane);
         plane.commit(&dir).unwrap();
         (plane, how)
+    }
+
+    /// Ends what a test started.
+    fn end(mut plane: Plane, pins: &Path) {
+        plane.detach_all().unwrap();
+        PinDir::acquire(pins).unwrap().remove(None).unwrap();
+    }
+
+    fn sticky() -> Service {
+        Service { sticky: Some(Duration::from_secs(300)), ..service() }
+    }
+
+    /// Makes a record of a client of the first service, as a packet does.
+    fn remember(plane: &Plane, address: &str, backend: u16) -> Client {
+        let client = Client { address: address.parse().unwrap(), service: 1 };
+        let key = lb_affinity_key { addr: addr_of(client.address), service: 1, ..Default::default() };
+        let record = lb_affinity { backend, ..Default::default() };
+        let (_, map) = plane.tables.handles().into_iter().find(|(name, _)| *name == "affinity").unwrap();
+        map.update(as_bytes(&key), as_bytes(&record), MapFlags::ANY).unwrap();
+        client
     }
 
     fn table(plane: &Plane) -> NewTable<'_> {
@@ -318,6 +372,103 @@ mod tests {
             drop(third);
             dir.detach().unwrap();
             dir.remove(None).unwrap();
+        });
+    }
+
+    #[test]
+    #[cfg_attr(not(root), ignore = "needs root")]
+    fn root_clients_are_remembered_in_a_connection_table_of_another_size() {
+        in_namespace(|pins| {
+            let (first, _) = start_with(pins, 1000, sticky(), |_| {});
+            let client = remember(&first, "192.0.2.7", 1);
+            drop(first);
+            let (second, how) = start_with(pins, 100_000, sticky(), |_| {});
+            assert_eq!(how, Some(TakeOver::Converted(vec!["connections", "settings"])));
+            let record = second.tables.affinity().record(client).unwrap();
+            assert_eq!(record.map(|record| record.backend), Some(1));
+            // Nor does it change where other tables have no room.
+            let (timeouts, services) = (Timeouts::default(), [sticky()]);
+            let request = Request {
+                max_connections: 200_000,
+                timeouts: &timeouts,
+                services: &services,
+                profile: Profile::NATIVE,
+            };
+            let grown = grown(&second.inventory, second.capacity, &request).unwrap();
+            assert_eq!((grown.affinity, grown.buckets), (second.capacity.affinity, 175_000));
+            end(second, pins);
+
+            // One that remembers nobody gets the size that is needed now.
+            drop(start(pins, 1000));
+            let (plane, how) = start_with(pins, 100_000, sticky(), |_| {});
+            assert!(matches!(&how, Some(TakeOver::Converted(made)) if made.contains(&"affinity")), "{how:?}");
+            assert_eq!(plane.capacity.affinity, 25_000);
+            end(plane, pins);
+        });
+    }
+
+    /// As a process leaves them that was killed between freeing the row and forgetting its clients.
+    #[test]
+    #[cfg_attr(not(root), ignore = "needs root")]
+    fn root_clients_of_a_row_that_had_another_backend_do_not_come_to_the_new_one() {
+        in_namespace(|pins| {
+            let (mut plane, _) = start_with(pins, 1000, sticky(), |_| {});
+            let [stays, goes] =
+                [("192.0.2.7", 1), ("192.0.2.8", 2)].map(|(client, row)| remember(&plane, client, row));
+            let mut more = sticky();
+            more.backends.push(Backend { address: "10.0.0.11:80".parse().unwrap(), weight: Weight::MIN });
+            plane.stage(std::slice::from_ref(&more)).unwrap();
+            assert_eq!(plane.backends.iter().map(|backend| backend.index).collect::<Vec<_>>(), [1, 2]);
+            plane.publish().unwrap();
+            let records = plane.tables.affinity().records().unwrap();
+            assert_eq!(records.keys().collect::<Vec<_>>(), [&stays]);
+            remember(&plane, "192.0.2.8", 2);
+            plane.apply(&[more]).unwrap();
+            assert!(
+                plane.tables.affinity().record(goes).unwrap().is_some(),
+                "its own clients come back to it"
+            );
+            end(plane, pins);
+        });
+    }
+
+    #[test]
+    #[cfg_attr(not(root), ignore = "needs root")]
+    fn root_an_interface_that_is_deleted_before_the_commit_does_not_hinder_it() {
+        in_namespace(|pins| {
+            drop(start(pins, 1000));
+            let delete = |_: &mut Plane| {
+                let line = format!("link del if{}", LINKS[0]);
+                assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success());
+            };
+            let (second, how) = start_with(pins, 1000, service(), delete);
+            assert_eq!(how, Some(TakeOver::Adopted));
+            assert_eq!(second.attached(), [(LINKS[1], Mode::Native)]);
+            end(second, pins);
+        });
+    }
+
+    #[test]
+    #[cfg_attr(not(root), ignore = "needs root")]
+    fn root_next_hops_that_nobody_keeps_up_to_date_are_invalid_from_the_commit_on() {
+        in_namespace(|pins| {
+            let hop = |n| NextHop { ifindex: 10, mtu: 1500, source: [2; 6], neighbour: Some([n; 6]) };
+            let (mut first, _) = start(pins, 1000);
+            let used = first.nexthops.of_backend(&first.tables, hop(4)).unwrap().unwrap();
+            first.set_next_hop(first.backends[0], used).unwrap();
+            // It was killed before it gave this one to a backend, or after it had given the backend another.
+            let orphan = first.nexthops.of_backend(&first.tables, hop(6)).unwrap().unwrap();
+            drop(first);
+            let is_valid =
+                |plane: &Plane, row: u16| plane.tables.nexthops.get(row.into()).unwrap().flags & 1 != 0;
+            let (second, _) = start_with(pins, 1000, service(), |plane| {
+                assert!(
+                    is_valid(plane, used) && is_valid(plane, orphan),
+                    "what runs is left alone until then"
+                );
+            });
+            assert!(is_valid(&second, used) && !is_valid(&second, orphan));
+            end(second, pins);
         });
     }
 

@@ -167,20 +167,13 @@ impl Plane {
     /// and pins everything. Returns the interfaces that are not used any more, which are detached, and how many confirmed
     /// connections found no place in a smaller table.
     pub fn commit(&mut self, pins: &PinDir) -> Result<(Vec<u32>, u64)> {
-        let lost = self.carry();
+        // First: it waits for packets, and what they change meanwhile would have to be caught up with after the swap.
         self.publish()?;
-        for link in std::mem::take(&mut self.left) {
-            let Some(profile) = link.wanted else {
-                self.left.push(link);
-                continue;
-            };
-            let ifindex = link.attachment.ifindex;
-            link.attachment
-                .replace(self.program(profile)?.fd())
-                .with_context(|| format!("could not swap the program of interface {ifindex}"))?;
-            self.attachments.insert(ifindex, link.attachment);
-        }
-        self.catch_up()?;
+        self.carry();
+        self.swap_programs()?;
+        let lost = self.catch_up()?;
+        // Connections that name a next hop which nobody keeps up to date ask for their way once more.
+        self.nexthops.retire_orphans(&self.tables)?;
         // The table is whole now; a process that was killed may have changed an entry and not the count.
         self.recount_loads()?;
         self.tables.write_settings(&self.settings)?;
@@ -194,6 +187,27 @@ impl Plane {
         }
         pins.clear(|name| !self.pinned.contains(name))?;
         Ok((unused, lost))
+    }
+
+    /// Puts this instance's programs in the place of those that the one before left and that are still wanted.
+    fn swap_programs(&mut self) -> Result<()> {
+        for link in std::mem::take(&mut self.left) {
+            let Some(profile) = link.wanted else {
+                self.left.push(link);
+                continue;
+            };
+            let ifindex = link.attachment.ifindex;
+            match link.attachment.replace(self.program(profile)?.fd()) {
+                Ok(()) => _ = self.attachments.insert(ifindex, link.attachment),
+                // Its interface was deleted meanwhile: no reason to stop between two swaps.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("could not swap the program of interface {ifindex}"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Brings the pins in step with what is loaded and attached. What is pinned already is left alone.
@@ -234,6 +248,11 @@ impl Plane {
     pub fn forget_pins(&mut self) {
         self.pinned.clear();
     }
+}
+
+/// Whether a link's program could not be changed because its interface is gone.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ENOLINK)
 }
 
 /// Attaches the program of the instance before once more, in its mode.
