@@ -131,7 +131,7 @@ fn root_driver_without_native_mode() -> Result<()> {
         two_arms(lab)?;
         lab.ip("lb", "link add br0 type bridge forward_delay 0\nlink set br0 up")?;
         let native = format!("{} --xdp-mode native", args("br0"));
-        assert_refused(lab, &native, &["br0", "--xdp-mode skb"])?;
+        assert_refused(lab, &native, &["br0", "no native mode", "--xdp-mode auto"])?;
         let lb = Balancer::start(lab, &args("br0"))?;
         let (banner, said) = (lb.process.stdout(), lb.process.stderr());
         assert!(said.contains("warning") && said.contains("br0") && said.contains("SKB mode"), "{said}");
