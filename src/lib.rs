@@ -19,3 +19,5 @@ pub mod net;
 pub mod note;
 pub mod preflight;
 pub mod ring;
+#[cfg(test)]
+mod testing;

@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result};
 use common::balancer::{Balancer, has_address, has_xdp, weighted};
 use common::clients::{KeepAlive, assert_weighted, requests};
 use common::netns::{Lab, in_lab};
-use common::networks::{CLIENT, VIP, reachable, servers_behind, two_arms, two_arms_bare, veth_peer};
+use common::networks::{
+    CLIENT, VIP, client_at_lb, reachable, servers_behind, two_arms, two_arms_bare, veth_peer,
+};
 use common::servers::{HTTP, nginx_everywhere};
 use common::{eventually, within};
 use nix::sys::signal::Signal;
@@ -236,14 +238,7 @@ fn root_interfaces_that_are_made_anew() -> Result<()> {
         lab.ip("lb", "link delete eth0")?;
         let says = "eth0 is not there: clients reach nothing until it is back";
         eventually(says, || lb.process.stderr().contains(says).then_some(()));
-        lab.ip("", "link add eth0 netns client type veth peer name eth0 netns lb")?;
-        lab.ip(
-            "client",
-            "address add 192.168.1.2/24 dev eth0
-            link set eth0 up
-            route add default via 192.168.1.1",
-        )?;
-        lab.ip("lb", "address add 192.168.1.1/24 dev eth0\nlink set eth0 up")?;
+        client_at_lb(lab)?;
         eventually("the program is back", || has_xdp(lab, "lb", "eth0").ok().filter(|is| *is));
         eventually("the VIP too", || has_address(lab, "lb", "eth0", VIP).ok().filter(|is| *is));
         assert_eq!(held.ask()?, server);

@@ -35,12 +35,14 @@ static __always_inline void lb_affinity_note(__be32 client, __u32 service_index,
 {
 	struct lb_service *service = bpf_map_lookup_elem(&services, &service_index);
 	struct lb_affinity_key key = lb_affinity_key(client, service_index);
-	struct lb_affinity *record = bpf_map_lookup_elem(&affinity, &key);
-	struct lb_affinity made = { .backend = index, .last = lb_now_long() };
+	struct lb_affinity made = { .backend = index };
+	struct lb_affinity *record;
 	struct lb_backend *backend;
 
 	if (!service || !service->sticky)
 		return;
+	made.last = lb_now_long();
+	record = bpf_map_lookup_elem(&affinity, &key);
 	if (record) {
 		index = record->backend;
 		backend = bpf_map_lookup_elem(&backends, &index);

@@ -353,26 +353,17 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::testing::in_own_bpffs;
 
     const NAME: &str = "net.ipv4.conf.lo.rp_filter";
 
-    /// A thread with a network, and a pin directory in a bpffs, of its own.
+    /// With a network, and a pin directory, of its own.
     fn in_namespace(name: &'static str, test: impl FnOnce(PathBuf) + Send + 'static) {
-        let run = move || {
-            use nix::mount::{MsFlags, mount};
-            use nix::sched::{CloneFlags, unshare};
-            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
-            let dir = tempfile::tempdir().unwrap();
-            let none = None::<&str>;
-            // No shared mounts in a chroot: then there is nothing to make private.
-            let _ = mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none);
-            mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
-            let pins = dir.path().join(name);
+        in_own_bpffs(move |bpffs| {
+            let pins = bpffs.join(name);
             std::fs::create_dir(&pins).unwrap();
             test(pins);
-            nix::mount::umount(dir.path()).unwrap();
-        };
-        std::thread::spawn(run).join().unwrap();
+        });
     }
 
     #[test]

@@ -206,15 +206,13 @@ pub fn kernel_features() -> Result<Vec<(&'static str, bool)>, std::io::Error> {
 #[cfg(test)]
 mod tests {
     use std::mem::MaybeUninit;
-    use std::thread;
 
     use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    use nix::sched::{CloneFlags, unshare};
 
     use super::super::attach::pin;
     use super::super::skeleton::peer::XdpPeerSkelBuilder;
     use super::*;
+    use crate::testing::in_own_bpffs;
 
     #[test]
     fn mounts_of_bpffs_are_found() {
@@ -232,33 +230,23 @@ mod tests {
         assert_eq!(holder(locks, nix::sys::stat::makedev(0, 0x1d), 10), None);
     }
 
-    /// In a bpffs of its own, seen by this thread only.
     #[test]
     #[cfg_attr(not(root), ignore = "needs root")]
     fn root_pins_are_found() {
-        let test = || {
-            unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
-            let none = None::<&str>;
-            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            // In a plain chroot there is nothing to make private.
-            let _ = mount(none, "/", none, private, none);
-            let dir = tempfile::tempdir().expect("a directory");
-            mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), none).expect("a bpffs");
+        in_own_bpffs(|bpffs| {
             let mut object = MaybeUninit::uninit();
             let skeleton = XdpPeerSkelBuilder::default().open(&mut object).expect("a program");
             let loaded = skeleton.load().expect("a program that loads");
             let ids = [&loaded.progs.xdp_peer, &loaded.progs.lb_clock].map(|program| {
                 program_id(&program.as_fd().try_clone_to_owned().expect("a descriptor")).expect("an id")
             });
-            let pins = [dir.path().join("below/peer"), dir.path().join("clock")];
-            fs::create_dir(dir.path().join("below")).expect("a directory");
+            let pins = [bpffs.join("below/peer"), bpffs.join("clock")];
+            fs::create_dir(bpffs.join("below")).expect("a directory");
             pin(loaded.progs.xdp_peer.as_fd(), &pins[0]).expect("a pin");
             pin(loaded.progs.lb_clock.as_fd(), &pins[1]).expect("a pin");
             assert_eq!(pins_of(ids[0]), [pins[0].clone()]);
             assert_eq!(pins_of(ids[1]), [pins[1].clone()]);
-            umount2(dir.path(), MntFlags::MNT_DETACH).expect("unmounting");
-        };
-        thread::spawn(test).join().expect("no panic");
+        });
     }
 
     #[test]

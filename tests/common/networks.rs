@@ -36,7 +36,8 @@ pub fn two_arms_bare(lab: &Lab) -> Result<()> {
     reachable(lab, "client", "192.168.1.1")
 }
 
-fn client_at_lb(lab: &Lab) -> Result<()> {
+/// A veth between `client` and `lb`, eth0 at both ends.
+pub fn client_at_lb(lab: &Lab) -> Result<()> {
     lab.ip("", "link add eth0 netns client type veth peer name eth0 netns lb")?;
     lab.ip(
         "client",

@@ -231,9 +231,6 @@ mod tests {
     use std::process::Command;
     use std::time::Duration;
 
-    use nix::mount::{MsFlags, mount, umount};
-    use nix::sched::{CloneFlags, unshare};
-
     use super::*;
     use crate::dataplane::affinity::Client;
     use crate::dataplane::attach::Mode;
@@ -245,26 +242,19 @@ mod tests {
     use crate::dataplane::types::{lb_affinity, lb_affinity_key, lb_phase, lb_state_layout};
     use crate::dataplane::{Attached, Profile};
     use crate::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
+    use crate::testing::in_own_bpffs;
 
     const LINKS: [u32; 2] = [10, 20];
 
     /// A network with two veths and a bpffs of the test's own.
     fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
-        let run = move || {
-            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
-            let none = None::<&str>;
-            let dir = tempfile::tempdir().unwrap();
-            // In a chroot there is nothing to make private.
-            let _ = mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none);
-            mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
+        in_own_bpffs(|bpffs| {
             for ifindex in LINKS {
                 let line = format!("link add if{ifindex} index {ifindex} type veth peer name far{ifindex}");
                 assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success());
             }
-            test(&dir.path().join("pins"));
-            umount(dir.path()).unwrap();
-        };
-        std::thread::spawn(run).join().unwrap();
+            test(&bpffs.join("pins"));
+        });
     }
 
     fn service() -> Service {
