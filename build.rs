@@ -54,6 +54,7 @@ fn build() -> Result<()> {
     // For tests that compile a program of their own.
     println!("cargo::rustc-env=XDP_LB_CLANG={}", clang.to_string_lossy());
     println!("cargo::rustc-env=XDP_LB_CLANG_ARGS={}", CLANG_ARGS.join(" "));
+    println!("cargo::rustc-env=XDP_LB_CLANG_VERSION={}", version_of(&clang)?);
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
     println!("cargo::rerun-if-changed=src/bpf");
     println!("cargo::rerun-if-changed=include");
@@ -90,6 +91,15 @@ fn find_clang() -> Result<OsString> {
             "no clang was found to compile the kernel programs: install it (Debian: apt-get install clang, \
              Fedora: dnf install clang, or `make deps`), or set BPF_CLANG to its path",
         )
+}
+
+/// The major version: the first number after "version" of what it says of itself, whoever packaged it.
+fn version_of(clang: &OsString) -> Result<String> {
+    let output = Command::new(clang).arg("--version").output().context("could not run clang")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let (_, version) =
+        said.split_once("version ").with_context(|| format!("clang --version said no version: {said}"))?;
+    Ok(version.chars().take_while(char::is_ascii_digit).collect())
 }
 
 fn works(clang: &OsString) -> bool {

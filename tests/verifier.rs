@@ -1,6 +1,6 @@
 //! The kernel takes every program in every profile.
 
-use xdp_lb::dataplane::verify_all;
+use xdp_lb::dataplane::{Budget, kernel_release, verify_all};
 
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
@@ -16,7 +16,12 @@ fn root_every_profile_is_verified() {
         "lb_clock",
     ];
     assert_eq!(names, expected);
-    for verified in all {
+    for verified in &all {
         assert!(verified.instructions > 0 && verified.instructions < 1_000_000, "{verified:?}");
     }
+    let budget = Budget::for_kernel(kernel_release().unwrap()).unwrap();
+    if !budget.is_known() {
+        eprintln!("SKIPPED: no budget for {}", budget.pair);
+    }
+    budget.check(&all).unwrap();
 }

@@ -5,22 +5,37 @@ use std::io::Write as _;
 use anyhow::Result;
 use comfy_table::{Table, presets};
 
-use crate::dataplane::verify_all;
+use crate::dataplane::{Budget, Verified, kernel_release, verify_all};
 
-/// Has the kernel verify every program in every profile and prints what it says of each.
+/// Has the kernel verify every program in every profile and prints what it says of each. Fails, too, if one has grown beyond
+/// what is committed for this compiler and kernel.
 pub fn verify() -> Result<()> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["PROGRAM", "INSTRUCTIONS", "STATES", "STACK"]);
-    for verified in verify_all()? {
+    table.set_header(["PROGRAM", "INSTRUCTIONS", "BUDGET", "STATES", "STACK"]);
+    let budget = Budget::for_kernel(kernel_release()?)?;
+    let all = verify_all()?;
+    for verified in &all {
         table.add_row([
-            verified.program,
+            verified.program.clone(),
             verified.instructions.to_string(),
+            against(&budget, verified),
             verified.states.to_string(),
-            verified.stack,
+            verified.stack.clone(),
         ]);
     }
     // A reader that has seen enough is no error.
     let _ = writeln!(std::io::stdout(), "{}", table.trim_fmt());
-    Ok(())
+    if !budget.is_known() {
+        crate::note!("there are no figures to compare with for {}", budget.pair);
+    }
+    budget.check(&all)
+}
+
+/// The difference to the committed figure, in percent.
+fn against(budget: &Budget, verified: &Verified) -> String {
+    budget.of(&verified.program).map_or("-".to_owned(), |figure| {
+        let percent = 100.0 * (verified.instructions as f64 / figure as f64 - 1.0);
+        format!("{percent:+.1} %")
+    })
 }

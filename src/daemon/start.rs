@@ -73,6 +73,7 @@ pub fn prepare(
         timeouts: &config.timeouts,
         services: &config.services,
         profile: interfaces.first_profile(&main),
+        key: None,
     };
     let mut network = Network::new(netlink);
     let deliveries = Deliveries::new(config.deliver);

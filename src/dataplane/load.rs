@@ -97,6 +97,13 @@ impl Program {
         self.globals.update(&key, &globals, MapFlags::ANY).context("could not set a global of the program")
     }
 
+    pub(super) fn clear_globals(&self) -> Result<()> {
+        let zeros = vec![0; self.globals.value_size() as usize];
+        self.globals
+            .update(&0u32.to_ne_bytes(), &zeros, MapFlags::ANY)
+            .context("could not clear the globals of the program")
+    }
+
     /// Runs the program once on a frame (`BPF_PROG_TEST_RUN`), as if it had arrived on the interface with this index.
     /// Returns the XDP verdict and the frame afterwards.
     pub fn test_run(&self, frame: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>)> {

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod attach;
+mod budget;
 mod clock;
 mod connections;
 mod directory;
@@ -28,6 +29,7 @@ mod verify;
 
 pub use affinity::{Affinity, Client, ClientRecord, sweep_interval};
 pub use attach::{Mode, program_name, program_on};
+pub use budget::Budget;
 pub use clock::Clock;
 pub use connections::{Census, Sweeper, Walked};
 pub use directory::SERVICES_PER_BACKEND;

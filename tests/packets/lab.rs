@@ -5,7 +5,7 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use xdp_lb::dataplane::types::lb_backend_state;
-use xdp_lb::dataplane::{BackendId, Census, Egress, NextHop, Plane, Profile, Reason};
+use xdp_lb::dataplane::{BackendId, Census, Egress, NextHop, Plane, Profile, Reason, Request};
 use xdp_lb::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
 
 use super::frame::{Frame, Mac, tcp};
@@ -64,6 +64,8 @@ pub struct Setup {
     pub profile: Profile,
     pub max_connections: u32,
     pub timeouts: Timeouts,
+    /// The table's secret; `None`: a random one.
+    pub key: Option<[u64; 4]>,
 }
 
 impl Default for Setup {
@@ -77,6 +79,7 @@ impl Default for Setup {
             profile: Profile { test_clock: true, ..Profile::NATIVE },
             max_connections: 1000,
             timeouts: Timeouts::default(),
+            key: None,
         }
     }
 }
@@ -128,8 +131,14 @@ impl Lab {
         ip("route add default via 192.168.1.254");
         std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").unwrap();
 
-        let mut plane =
-            Plane::load(setup.max_connections, &setup.timeouts, &setup.services, setup.profile).unwrap();
+        let mut plane = Plane::load_for(&Request {
+            max_connections: setup.max_connections,
+            timeouts: &setup.timeouts,
+            services: &setup.services,
+            profile: setup.profile,
+            key: setup.key,
+        })
+        .unwrap();
         plane.apply(&setup.services).unwrap();
         let mut lab = Lab { plane, profile: setup.profile, front: 10, back: 20 };
         lab.clock(1000);

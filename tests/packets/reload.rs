@@ -171,7 +171,7 @@ fn services(count: u16) -> Vec<Service> {
 }
 
 fn request<'a>(services: &'a [Service], timeouts: &'a Timeouts) -> Request<'a> {
-    Request { max_connections: 1000, timeouts, services, profile: Profile::NATIVE_VIRTUAL }
+    Request { max_connections: 1000, timeouts, services, profile: Profile::NATIVE_VIRTUAL, key: None }
 }
 
 /// A bpffs of the thread's own.

@@ -282,8 +282,13 @@ mod tests {
     ) -> (Plane, Option<TakeOver>) {
         let dir = PinDir::acquire(pins).unwrap();
         let (timeouts, services) = (Timeouts::default(), [service]);
-        let request =
-            Request { max_connections, timeouts: &timeouts, services: &services, profile: Profile::NATIVE };
+        let request = Request {
+            max_connections,
+            timeouts: &timeouts,
+            services: &services,
+            profile: Profile::NATIVE,
+            key: None,
+        };
         let (mut plane, how) = match Left::find(&dir).unwrap() {
             Some(left) => {
                 let (plane, how, _) = Plane::take_over(left, &request).unwrap();
@@ -383,6 +388,7 @@ mod tests {
                 timeouts: &timeouts,
                 services: &services,
                 profile: Profile::NATIVE,
+                key: None,
             };
             let grown = grown(&second.inventory, second.capacity, &request).unwrap();
             assert_eq!((grown.affinity, grown.buckets), (second.capacity.affinity, 175_000));

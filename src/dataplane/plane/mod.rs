@@ -82,6 +82,8 @@ pub struct Request<'a> {
     pub services: &'a [Service],
     /// The profile that will be needed first.
     pub profile: Profile,
+    /// The secret that says where connections lie; `None`: a random one. A test that is to be repeated names it.
+    pub key: Option<[u64; 4]>,
 }
 
 impl Request<'_> {
@@ -102,7 +104,7 @@ impl Plane {
         services: &[Service],
         profile: Profile,
     ) -> Result<Plane> {
-        Plane::load_for(&Request { max_connections, timeouts, services, profile })
+        Plane::load_for(&Request { max_connections, timeouts, services, profile, key: None })
     }
 
     /// The same for a request.
@@ -122,7 +124,7 @@ impl Plane {
             buckets: capacity.buckets,
             service_buckets: capacity.service_buckets,
             origins: capacity.origins,
-            key: random_key()?,
+            key: request.key.map_or_else(random_key, Ok)?,
             timeout: timeout_units(request.timeouts, hz, shift),
         };
         let (program, tables) = load(request.profile, &settings, &capacity, &BTreeMap::new())
@@ -212,6 +214,12 @@ impl Plane {
     /// Sets what programs of such a profile take for a random number.
     pub fn set_test_random(&self, number: u32) -> Result<()> {
         self.programs.iter().try_for_each(|program| program.set_test_random(number))
+    }
+
+    /// Sets what the programs keep beside their tables to 0, as after loading: clock and random number of a test, and which
+    /// senders leave their checksums to be finished.
+    pub fn clear_globals(&self) -> Result<()> {
+        self.programs.iter().try_for_each(Program::clear_globals)
     }
 
     /// Counts the connections, marks those over their timeouts, corrects loads that have drifted, and refreshes the records
