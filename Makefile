@@ -15,9 +15,14 @@ SOURCES := Cargo.toml $(wildcard Cargo.lock build.rs) $(shell find src include -
 # Empty for root; empty too where there is no sudo, and then the command itself says that it needs root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
+# Cargo itself stays the user; only what it has built runs as root.
+ifneq ($(shell id -u),0)
+AS_ROOT := --config "target.'cfg(all())'.runner = ['sudo', '-E', 'env', 'PATH=$$PATH']"
+endif
+
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all deps build demo test verify status install uninstall clean fmt lint vmlinux help
+.PHONY: all deps build demo test fuzz mutants verify status install uninstall clean fmt lint vmlinux help
 
 all: build ## build (the default)
 
@@ -31,21 +36,25 @@ build: ## build target/release/xdp-lb
 demo: deps build ## balance real HTTP requests over three web servers in network namespaces
 	@$(SUDO) deploy/demo.sh $(BIN)
 
-# Cargo itself stays the user; only the test binaries run as root.
 test: deps ## run all tests, those that need root too (with sudo)
 ifeq ($(shell id -u),0)
 	$(CARGO) test --locked
 else
 	$(CARGO) test --locked --no-run
 	@if [ -n '$(SUDO)' ] && sudo -v; then \
-		set -x; $(CARGO) test --locked \
-			--config "target.'cfg(all())'.runner = ['sudo', '-E', 'env', 'PATH=$$PATH']" \
-			-- --include-ignored; \
+		set -x; $(CARGO) test --locked $(AS_ROOT) -- --include-ignored; \
 	else \
 		echo 'Neither root nor sudo: the tests that need root will be skipped.'; \
 		set -x; $(CARGO) test --locked; \
 	fi
 endif
+
+fuzz: deps ## compare the program with the reference model: SEED=1, N=1000000 packets
+	XDP_LB_FUZZ_SEED=$(or $(SEED),1) XDP_LB_FUZZ_PACKETS=$(or $(N),1000000) \
+		$(CARGO) test --release --locked --test model $(AS_ROOT) -- --nocapture --include-ignored root_the_program_agrees
+
+mutants: deps ## plant faults in the kernel program and see that the tests find each (an hour)
+	tests/mutants.py --write docs/mutants.md
 
 verify: build ## let the kernel's verifier check every program, without attaching any
 	@$(SUDO) $(BIN) verify

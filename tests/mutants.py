@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Plants faults in the kernel program, one at a time, and has the tests find each of them.
+
+usage: tests/mutants.py [--list] [--write FILE] [NAME ...]
+
+The tree is copied; yours is not touched. Of the suites the quick ones run first, and the first that fails ends the mutant's
+turn; one that survives them meets the whole of `cargo test`. Ends with 1 if any survives, or cannot be planted or compiled:
+change the list then, with the code. Needs root, as the tests do.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BPF = "src/bpf/"
+QUICK = ["packets", "model", "conn_hammer", "rings"]
+# A mutant that makes a test wait for ever is caught, too.
+TIMEOUT = 1800
+
+# name, file, what stands there (once), what the fault makes of it
+MUTANTS = [
+    ("fold-without-the-last-carry", "checksum.h",
+     "\tsum = (sum & 0xffff) + (sum >> 16);\n\treturn sum;", "\treturn sum;"),
+    ("fold-that-drops-carries", "checksum.h",
+     "\tsum = (sum & 0xffffffff) + (sum >> 32);\n", "\tsum = sum & 0xffffffff;\n"),
+    ("update-without-complement", "checksum.h",
+     "return ~lb_csum_fold((__u16)~check + diff);", "return ~lb_csum_fold(check + diff);"),
+    ("finished-zero-of-udp-stays", "checksum.h",
+     "if (!check && proto == IPPROTO_UDP)\n\t\tcheck = 0xffff;", "(void)proto;"),
+    ("updated-zero-of-udp-stays", "nat.h",
+     "return !check && pkt->proto == IPPROTO_UDP ? 0xffff : check;", "return check;"),
+    ("udp-without-checksum-gets-one", "nat.h",
+     "if (pkt->proto == IPPROTO_UDP && !check)\n\t\treturn 0;\n\tif (direct", "if (direct"),
+    ("port-left-out-of-the-checksum", "nat.h",
+     "check = lb_csum_update(check, addr_diff + port_diff);", "check = lb_csum_update(check, addr_diff + 0 * port_diff);"),
+    ("partial-by-mode-instead-of-verdict", "nat.h",
+     "if (direct && !lb_profile.skb_mode) {", "if (direct + 1 && !lb_profile.skb_mode) {"),
+    ("partial-gets-the-ports", "nat.h",
+     "return lb_csum_fold(check + addr_diff);", "return lb_csum_fold(check + addr_diff + port_diff);"),
+    ("every-match-is-partial", "partial.h",
+     "if (partial && !LB_READ_ONCE(*sender))", "if (0)"),
+    ("ttl-not-decremented", "nat.h", "\t\tip->ttl--;\n", "\t\t;\n"),
+    ("ttl-decremented-for-the-kernel-too", "nat.h", "\tif (direct)\n\t\tip->ttl--;\n", "\tip->ttl -= 1 + 0 * direct;\n"),
+    ("too-big-by-one", "nat.h", "pkt->ip_len > hop->mtu", "pkt->ip_len >= hop->mtu"),
+    ("too-big-for-the-kernel-too", "nat.h", "if (!stack_reason && pkt->ip_len > hop->mtu)", "if (pkt->ip_len > hop->mtu)"),
+    ("tcp-header-beyond-the-packet", "parse.h",
+     "if ((void *)(tcp + 1) > end || pkt->l4_len < sizeof(*tcp))", "if ((void *)(tcp + 1) > end)"),
+    ("tcp-header-beyond-the-frame", "parse.h",
+     "if ((void *)(tcp + 1) > end || pkt->l4_len < sizeof(*tcp))", "if (!end || pkt->l4_len < sizeof(*tcp))"),
+    ("udp-length-not-checked", "parse.h",
+     "if (len < sizeof(*udp) || (len > pkt->l4_len && !pkt->first_fragment))", "if (len < sizeof(*udp))"),
+    ("total-length-not-checked", "parse.h",
+     "if (pkt->frame_len - pkt->l4_offset + header < pkt->ip_len)", "if (0)"),
+    ("ip-options-forgotten", "parse.h", "\tpkt->l4 = (void *)ip + header;", "\tpkt->l4 = (void *)ip + sizeof(*ip);"),
+    ("one-tag-only", "parse.h", "#define LB_MAX_VLAN_TAGS 2", "#define LB_MAX_VLAN_TAGS 1"),
+    ("group-macs-balanced", "parse.h", "if (eth->h_dest[0] & 1)", "if (eth->h_dest[0] & 2 & 1)"),
+    ("later-fragments-balanced", "parse.h", "if (fragment & LB_IP_OFFSET)", "if (0)"),
+    ("first-fragments-balanced", "xdp_lb.bpf.c", "if (reason || pkt->first_fragment) {", "if (reason) {"),
+    ("second-line-never-searched", "service.h",
+     "if (entry || !bucket->entry[LB_SERVICES_PER_BUCKET - 1].used)\n\t\treturn entry;",
+     "if (entry || bucket)\n\t\treturn entry;"),
+    ("state-before-the-claim", "conn.h",
+     "\t\tif (!(lb_conn_rate(old, now) >> LB_RANK_SHIFT) || !lb_conn_swap(conn, old, claimed))\n\t\t\tcontinue;\n"
+     "\t\tLB_WRITE_ONCE(conn->key, ref->key);\n"
+     "\t\t/* release: after the key; a swap, because a claim that was held up for seconds may have been taken over */\n"
+     "\t\tif (lb_conn_swap(conn, claimed, state))\n\t\t\treturn LB_CONTINUE;\n",
+     "\t\tif (!(lb_conn_rate(old, now) >> LB_RANK_SHIFT) || !lb_conn_swap(conn, old, state))\n\t\t\tcontinue;\n"
+     "\t\t(void)claimed;\n"
+     "\t\tLB_WRITE_ONCE(conn->key, ref->key);\n\t\treturn LB_CONTINUE;\n"),
+    ("swap-without-compare", "conn.h",
+     "\tif (__sync_val_compare_and_swap(&conn->state, from, to) != from)\n\t\treturn 0;\n\tlb_load_follow",
+     "\tLB_WRITE_ONCE(conn->state, to);\n\tlb_load_follow"),
+    ("tag-not-compared", "conn.h", "if (lb_state_tag(now) != tag || !lb_state_is_entry(now))", "(void)tag;\n\tif (!lb_state_is_entry(now))"),
+    ("claimed-slots-found", "conn.h",
+     "<= LB_PHASE_CLOSED - LB_PHASE_UNCONFIRMED;\n}\n\n/* What loads", "<= LB_PHASE_CLAIMED - LB_PHASE_UNCONFIRMED;\n}\n\n/* What loads"),
+    ("second-bucket-never-searched", "conn.h",
+     "return conn ? conn : lb_conn_in(ref->second, ref->key, ref->tag, state);", "return conn;"),
+    ("timeout-by-one", "conn.h", "| lb_below(timeout, age);", "| lb_below(timeout, age + 1);"),
+    ("newer-clocks-are-old", "conn.h", "\tage = lb_if(lb_below(age, LB_AGE_LIMIT), age, 0);\n", ""),
+    ("unconfirmed-take-whole-buckets", "conn.h",
+     "lb_if(lb_below(rating->unconfirmed, LB_CONNS_PER_BUCKET / 2), rating->available, 0);",
+     "lb_if(lb_below(rating->unconfirmed, LB_CONNS_PER_BUCKET), rating->available, 0);"),
+    ("live-ones-are-victims", "conn.h", "#define LB_RANK_LIVE 0", "#define LB_RANK_LIVE 1"),
+    ("newest-unconfirmed-evicted", "conn.h", "\t\tother = lb_below(one, two);\n\t}\n", "\t\tother = lb_below(two, one);\n\t}\n"),
+    ("hit-does-not-clear-expired", "conn.h",
+     "\t__u64 fresh = lb_state_seen_at(state & ~LB_STATE_EXPIRED, now);\n\n\tif (proto == IPPROTO_UDP)",
+     "\t__u64 fresh = lb_state_seen_at(state, now);\n\n\tif (proto == IPPROTO_UDP)"),
+    ("rst-of-the-client-ends", "conn.h",
+     "lb_state_in_phase(fresh, LB_PHASE_CLOSING) : state;", "lb_state_in_phase(fresh, LB_PHASE_CLOSED) : state;"),
+    ("fin-of-both-does-not-end", "conn.h",
+     "\t\t\tif (fresh & LB_STATE_CLIENT_CLOSED)\n\t\t\t\treturn lb_state_in_phase(fresh, LB_PHASE_CLOSED);\n", ""),
+    ("client-prolongs-closing", "conn.h",
+     "return lb_state_in_phase(state, LB_PHASE_REVIVING);", "return lb_state_in_phase(fresh, LB_PHASE_REVIVING);"),
+    ("syn-ack-keeps-old-fins", "conn.h",
+     "\t\t\tfresh &= ~(LB_STATE_CLIENT_CLOSED | LB_STATE_BACKEND_CLOSED);\n", "\t\t\t;\n"),
+    ("any-packet-confirms", "conn.h",
+     "(flags & (LB_TCP_SYN | LB_TCP_RST | LB_TCP_ACK)) != LB_TCP_ACK))", "(flags & (LB_TCP_SYN | LB_TCP_RST)))) "),
+    ("broken-checksums-confirm", "forward.h", "LB_PHASE_ANSWERED && !lb_intact(ctx, pkt);", "LB_PHASE_ANSWERED && 0 && !lb_intact(ctx, pkt);"),
+    ("ring-one-too-long", "select.h",
+     "position = position + 1 == length ? 0 : position + 1;", "position = position == length ? 0 : position + 1;"),
+    ("ring-hash-without-port", "select.h", "word |= (__u64)new->client_port << 32;", "word |= 0;"),
+    ("one-retry-less", "select.h", "for (int i = 0; i <= LB_SELECT_RETRIES; i++) {", "for (int i = 0; i < LB_SELECT_RETRIES; i++) {"),
+    ("tuples-in-use-taken", "select.h",
+     "return backend->flags & LB_BACKEND_SHARED && lb_tuple_in_use(new, candidate) ? LB_DROP_TUPLE_IN_USE : 0;", "return 0;"),
+    ("closed-tuples-stay", "select.h", "|| !lb_conn_swap(conn, state, 0))", "|| 0)"),
+    ("draining-backends-take-more", "affinity.h", "LB_READ_ONCE(backend->state) == LB_BACKEND_UP &&", "LB_READ_ONCE(backend->state) <= LB_BACKEND_DRAIN &&"),
+    ("udp-stays-on-dead-backends", "forward.h", "return now != LB_BACKEND_DOWN;", "return 1;"),
+    ("loopback-may-be-a-client", "forward.h", "first != 127 && ", ""),
+    ("syn-reopens-on-a-draining-backend", "forward.h",
+     "return lb_state_phase(state) == LB_PHASE_ESTABLISHED;", "return lb_state_phase(state) != LB_PHASE_CLOSED;"),
+    ("replies-from-anywhere", "reply.h", "return nexthop && nexthop->ifindex == ctx->ingress_ifindex;", "return nexthop && ctx;"),
+    ("replies-of-any-backend", "reply.h", "if (conn && lb_state_backend(state) == pair.backend)", "if (conn)"),
+    ("client-next-hop-never-renewed", "reply.h", "hop.index != known ? hop.index : 0", "known ? 0 : hop.index"),
+    ("no-tx-ignored", "stats.h", "if (pkt->out_ifindex == ctx->ingress_ifindex && !pkt->no_tx)", "if (pkt->out_ifindex == ctx->ingress_ifindex)"),
+    ("retired-next-hops-used", "nexthop.h", "if (!(flags & LB_NEXTHOP_VALID))", "if (0)"),
+    ("replies-counted-as-requests", "stats.h", "pkt->to_client ? &counters->to_client : &counters->to_backend", "&counters->to_backend"),
+    ("ended-connections-stay-in-the-load", "conn.h", "__sync_fetch_and_add(&load->ended, 1);", "(void)load;"),
+    ("least-of-equals-by-number", "least.h", "if (least.ties > 1)", "if (least.ties > 100)"),
+    ("least-without-weights", "least.h", "mine = live * least->weight;", "mine = live * backend->weight;"),
+    ("clients-forgotten-a-tick-early", "affinity.h", "return age <= (__s32)sticky;", "return age < (__s32)sticky;"),
+    ("unconfirmed-make-records", "affinity.h",
+     "return lb_state_phase(from) == LB_PHASE_ANSWERED && phase > LB_PHASE_ANSWERED &&",
+     "return from && phase >= LB_PHASE_ANSWERED &&"),
+]
+
+
+def copy_tree(to):
+    """What is in version control or will be: nothing that was built."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                            check=True, capture_output=True).stdout
+    for name in listed.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def cargo(tree, target, *arguments):
+    command = [os.environ.get("CARGO", "cargo"), "test", "--locked", *arguments]
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(target), CARGO_TERM_COLOR="never")
+    return subprocess.run(command, cwd=tree, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=TIMEOUT, errors="replace")
+
+
+def catch(tree, target):
+    """Returns (suite, test) of what catches the fault that is planted, None if nothing does; raises if it does not compile."""
+    if (built := cargo(tree, target, "--no-run")).returncode:
+        raise ValueError("it does not compile:\n" + "\n".join(built.stdout.splitlines()[-20:]))
+    for suite in [*QUICK, None]:
+        try:
+            run = cargo(tree, target, *(["--test", suite] if suite else []))
+        except subprocess.TimeoutExpired:
+            return suite or "all", "(it never ended)"
+        if run.returncode:
+            failed = re.findall(r"^test (\S+) \.\.\. FAILED$", run.stdout, re.MULTILINE)
+            suite = suite or re.findall(r"Running tests/(\w+)", run.stdout)[-1:] or "all"
+            return suite if isinstance(suite, str) else suite[0], ", ".join(failed[:2]) + (", ..." if failed[2:] else "")
+    return None
+
+
+def run_one(tree, target, mutant):
+    name, file, old, new = mutant
+    path = tree / BPF / file
+    text = path.read_text()
+    if text.count(old) != 1:
+        return None, f"cannot be planted: {file} has its place {text.count(old)} times"
+    path.write_text(text.replace(old, new))
+    try:
+        caught = catch(tree, target)
+    except ValueError as error:
+        return None, str(error)
+    finally:
+        path.write_text(text)
+    return caught, "" if caught else "SURVIVED"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--write", metavar="FILE", help="write the result as Markdown")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0 and not arguments.list:
+        parser.error("the tests that find the faults need root: sudo -E make mutants")
+    unknown = set(arguments.names) - {mutant[0] for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"there is no mutant {', '.join(sorted(unknown))}: --list names them")
+    chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant[0] in arguments.names]
+    if arguments.list:
+        print("\n".join(f"{file}\t{name}" for name, file, _, _ in chosen))
+        return 0
+    bad, rows = 0, []
+    with tempfile.TemporaryDirectory(prefix="xdp-lb-mutants-") as directory:
+        tree = pathlib.Path(directory) / "tree"
+        copy_tree(tree)
+        target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mutants"
+        clean = cargo(tree, target, *[word for suite in QUICK for word in ("--test", suite)])
+        if clean.returncode:
+            print(clean.stdout[-3000:], "\nthe tests fail without any fault planted", sep="", file=sys.stderr)
+            return 1
+        for mutant in chosen:
+            begin = time.monotonic()
+            caught, trouble = run_one(tree, target, mutant)
+            bad += bool(trouble)
+            rows.append((mutant[0], mutant[1], *(caught or (trouble, ""))))
+            print(f"{rows[-1]}  {time.monotonic() - begin:.0f} s", flush=True)
+    print(f"{len(rows) - bad} of {len(rows)} faults were caught")
+    if arguments.write:
+        lines = [f"| {name} | {file} | {suite} | {test} |\n" for name, file, suite, test in rows]
+        text = pathlib.Path(arguments.write).read_text().split("| fault |")[0]
+        pathlib.Path(arguments.write).write_text(
+            text + "| fault | in | caught by | first tests that fail |\n| --- | --- | --- | --- |\n" + "".join(lines))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
