@@ -272,7 +272,7 @@ static __always_inline __u32 lb_conn_rate(__u64 state, __u16 now)
 }
 
 struct lb_rating {
-	__u32 free;
+	__u32 spare;		/* slots that nobody's live connection holds */
 	__u32 unconfirmed;	/* live ones */
 	__u32 available;	/* best rating | salted slot of those that may go without asking; 0: none */
 	__u32 oldest;		/* rating | salted slot of the oldest live unconfirmed one; 0: none */
@@ -281,14 +281,14 @@ struct lb_rating {
 /* `salt` decides among slots of the same rating: the newest of a burst is not always the one to go. */
 static __always_inline void lb_bucket_rate(struct lb_bucket *bucket, __u16 now, __u32 salt, struct lb_rating *rating)
 {
-	rating->free = rating->unconfirmed = rating->available = rating->oldest = 0;
+	rating->spare = rating->unconfirmed = rating->available = rating->oldest = 0;
 #pragma unroll
 	for (__u32 i = 0; i < LB_CONNS_PER_BUCKET; i++) {
 		__u32 rate = lb_conn_rate(LB_READ_ONCE(bucket->conn[i].state), now);
 		__u32 rank = rate >> LB_RANK_SHIFT;
 		__u32 unconfirmed = lb_equal(rank, LB_RANK_UNCONFIRMED);
 
-		rating->free += lb_equal(rank, LB_RANK_FREE);
+		rating->spare += lb_below(LB_RANK_UNCONFIRMED, rank);
 		rating->unconfirmed += unconfirmed;
 		rating->available = lb_max(rating->available,
 					   lb_if(lb_below(LB_RANK_UNCONFIRMED, rank), rate | (i ^ salt), 0));
@@ -310,10 +310,13 @@ static __always_inline struct lb_conn *lb_conn_victim(struct lb_conn_ref *ref, _
 	one = first.available;
 	two = second.available;
 	if (one | two) {
-		/* The first bucket while fewer than two of its slots are used, else the emptier one. */
-		one = lb_if(lb_equal(one, 0), 0, first.free << 21 | one);
-		two = lb_if(lb_equal(two, 0), 0, second.free << 21 | two);
-		other = lb_below(one, two) & lb_below(first.free, LB_CONNS_PER_BUCKET - 1);
+		/* The first bucket while fewer than two of its slots hold live connections, else the one that holds fewer. What
+		 * has ended counts as room: after a while no slot is free any more, and counting these alone would choose
+		 * between the buckets by chance.
+		 */
+		one = lb_if(lb_equal(one, 0), 0, first.spare << 21 | one);
+		two = lb_if(lb_equal(two, 0), 0, second.spare << 21 | two);
+		other = lb_below(one, two) & lb_below(first.spare, LB_CONNS_PER_BUCKET - 1);
 		/* A full first bucket that may not be used leaves the second. */
 		other |= lb_equal(one, 0);
 	} else {
