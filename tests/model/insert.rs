@@ -16,7 +16,8 @@ type Rated = (Rating, Slot);
 
 /// What a bucket has to offer.
 struct Offer {
-    free: usize,
+    /// Slots that nobody's live connection holds.
+    spare: usize,
     available: Option<Rated>,
     oldest: Option<Rated>,
 }
@@ -39,10 +40,10 @@ impl Machine {
         let second = self.offer(candidates.second, candidates.tag, now);
         let chosen = match (first.available, second.available) {
             (Some(a), Some(b)) => {
-                if first.free >= 3 {
+                if first.spare >= 3 {
                     a
-                } else if first.free != second.free {
-                    if first.free > second.free { a } else { b }
+                } else if first.spare != second.spare {
+                    if first.spare > second.spare { a } else { b }
                 } else {
                     higher(a, b)
                 }
@@ -72,7 +73,7 @@ impl Machine {
         let best_available = rated.iter().copied().filter(|(rating, _)| rating.rank >= Rank::Closed).max();
         let unconfirmed = of_rank(Rank::Unconfirmed).count();
         Offer {
-            free: of_rank(Rank::Free).count(),
+            spare: rated.iter().filter(|(rating, _)| rating.rank >= Rank::Closed).count(),
             available: if unconfirmed >= 2 { None } else { best_available },
             oldest: of_rank(Rank::Unconfirmed).copied().max(),
         }

@@ -61,7 +61,10 @@ fn what_is_worth_least_goes_first() {
     let expired = (Phase::Answered, NOW - 41);
     assert_eq!(victim([closed, FULL, FULL, FULL], [FULL; 4]), Some((false, 0)));
     assert_eq!(victim([closed, FULL, FULL, FULL], [FULL, older, FULL, FULL]), Some((true, 1)));
-    assert_eq!(victim([FULL, older, closed, FULL], [FULL, FULL, FULL, older]), Some((true, 3)));
+    // What has ended is room like free slots: the bucket with more of it, and of it three are enough for the first.
+    assert_eq!(victim([FULL, older, closed, FULL], [FULL, FULL, FULL, older]), Some((false, 1)));
+    assert_eq!(victim([FULL, FULL, FULL, closed], [FULL, closed, closed, FULL]), Some((true, 2)));
+    assert_eq!(victim([FULL, closed, expired, EMPTY], [EMPTY; 4]), Some((false, 3)));
     assert_eq!(victim([older, FULL, FULL, FULL], [FULL, FULL, expired, FULL]), Some((true, 2)));
     // The age comes before the slot, in a bucket and between them.
     assert_eq!(victim([older, FULL, FULL, closed], [FULL; 4]), Some((false, 0)));
