@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Plants faults in the kernel program, one at a time, and has the tests find each of them.
 
-usage: tests/mutants.py [--list] [--write FILE] [NAME ...]
+usage: tests/mutants.py [--list] [--quick] [--write FILE] [NAME ...]
 
 The tree is copied; yours is not touched. Of the suites the quick ones run first, and the first that fails ends the mutant's
 turn; one that survives them meets the whole of `cargo test`. Ends with 1 if any survives, or cannot be planted or compiled:
@@ -149,13 +149,17 @@ def cargo(tree, target, *arguments):
                           stderr=subprocess.STDOUT, timeout=TIMEOUT, errors="replace")
 
 
-def catch(tree, target):
+def named(suites):
+    return [word for suite in suites for word in ("--test", suite)]
+
+
+def catch(tree, target, quick):
     """Returns (suite, test) of what catches the fault that is planted, None if nothing does; raises if it does not compile."""
-    if (built := cargo(tree, target, "--no-run")).returncode:
+    if (built := cargo(tree, target, "--no-run", *named(QUICK))).returncode:
         raise ValueError("it does not compile:\n" + "\n".join(built.stdout.splitlines()[-20:]))
-    for suite in [*QUICK, None]:
+    for suite in [*QUICK, *([] if quick else [None])]:
         try:
-            run = cargo(tree, target, *(["--test", suite] if suite else []))
+            run = cargo(tree, target, *named([suite] if suite else []))
         except subprocess.TimeoutExpired:
             return suite or "all", "(it never ended)"
         if run.returncode:
@@ -165,7 +169,7 @@ def catch(tree, target):
     return None
 
 
-def run_one(tree, target, mutant):
+def run_one(tree, target, mutant, quick):
     name, file, old, new = mutant
     path = tree / BPF / file
     text = path.read_text()
@@ -173,7 +177,7 @@ def run_one(tree, target, mutant):
         return None, f"cannot be planted: {file} has its place {text.count(old)} times"
     path.write_text(text.replace(old, new))
     try:
-        caught = catch(tree, target)
+        caught = catch(tree, target, quick)
     except ValueError as error:
         return None, str(error)
     finally:
@@ -184,6 +188,7 @@ def run_one(tree, target, mutant):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="without the whole of cargo test for what survives the rest")
     parser.add_argument("--write", metavar="FILE", help="write the result as Markdown")
     parser.add_argument("names", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
@@ -201,13 +206,13 @@ def main():
         tree = pathlib.Path(directory) / "tree"
         copy_tree(tree)
         target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mutants"
-        clean = cargo(tree, target, *[word for suite in QUICK for word in ("--test", suite)])
+        clean = cargo(tree, target, *named(QUICK))
         if clean.returncode:
             print(clean.stdout[-3000:], "\nthe tests fail without any fault planted", sep="", file=sys.stderr)
             return 1
         for mutant in chosen:
             begin = time.monotonic()
-            caught, trouble = run_one(tree, target, mutant)
+            caught, trouble = run_one(tree, target, mutant, arguments.quick)
             bad += bool(trouble)
             rows.append((mutant[0], mutant[1], *(caught or (trouble, ""))))
             print(f"{rows[-1]}  {time.monotonic() - begin:.0f} s", flush=True)

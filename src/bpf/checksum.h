@@ -3,10 +3,10 @@
 #ifndef LB_CHECKSUM_H
 #define LB_CHECKSUM_H
 
+/* For sums below 2^48, which is 2^16 words of 32 bits: their carries are gone after the third step. */
 static __always_inline __u16 lb_csum_fold(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return sum;

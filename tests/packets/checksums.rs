@@ -61,6 +61,25 @@ fn root_a_finished_zero_of_udp_is_sent_as_ones() {
     });
 }
 
+/// Carries of carries, and both forms of zero, come once in 65,536 sums: so all of them are tried.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_every_checksum_is_updated_right() {
+    for frame in [tcp(CLIENT, VIP, "A"), udp(CLIENT, VIP)] {
+        lab(setup(Profile::NATIVE), move |lab| {
+            let profile = lab.profile;
+            lab.reaches_backend("the first", &frame, 0);
+            for word in 0..=u16::MAX {
+                let frame = frame.clone().payload(word.to_be_bytes());
+                let program = lab.plane.program(profile).unwrap();
+                let (_, out) = program.test_run(&frame.bytes(), lab.front).unwrap();
+                let after = frame.to(backend(0)).ttl(63).macs(backend_mac(0), LB_BACK_MAC).bytes();
+                assert!(out == after, "payload {word:04x}");
+            }
+        });
+    }
+}
+
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_a_wire_has_no_partial_checksums() {
