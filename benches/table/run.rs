@@ -63,6 +63,8 @@ pub struct Outcome {
     pub failed: u64,
     pub lost: u64,
     pub in_second: u64,
+    /// Live ones; without those that found no slot while insertions were timed, or that are held elsewhere.
+    pub in_table: u64,
     pub unconfirmed: u64,
     pub half_opens: u64,
     pub half_open_failed: u64,

@@ -348,11 +348,11 @@ static void run_churn(void)
 		insert = time_inserts();
 	}
 	audit(&in_second, &unconfirmed, &closed);
-	printf("\"failed_at_first\":%llu,\"inserts\":%llu,\"failed\":%llu,\"lost\":%llu,\"in_second\":%llu,"
+	printf("\"in_table\":%llu,\"failed_at_first\":%llu,\"inserts\":%llu,\"failed\":%llu,\"lost\":%llu,\"in_second\":%llu,"
 	       "\"unconfirmed\":%llu,\"closed\":%llu,\"half_opens\":%llu,\"half_open_failed\":%llu,\"handshakes\":%llu,"
 	       "\"handshakes_lost\":%llu,\"overflow_mean\":%.1f,\"overflow_peak\":%llu,\"hit_ns\":%.1f,\"insert_ns\":%.1f,"
 	       "\"cpu_seconds\":%.1f",
-	       failed_at_first, counts.inserts, counts.failed, counts.lost, in_second, unconfirmed, closed,
+	       args.live - overflowed, failed_at_first, counts.inserts, counts.failed, counts.lost, in_second, unconfirmed, closed,
 	       counts.half_opens, counts.half_open_failed, counts.handshakes, counts.handshakes_lost,
 	       counts.overflow_samples ? (double)counts.overflow_sum / counts.overflow_samples : 0,
 	       counts.overflow_peak, hit, insert, spent / 1e9);

@@ -53,8 +53,8 @@ pub fn run(simulator: &Simulator, case: &Case) -> Result<Swept> {
         Walked { connections: &connections, backends: &backends, loads: Loads(&loads), nexthops: &nexthops };
     let sweeper = Sweeper::new(walked, settings, outcome.now);
     let confirmed = |census: xdp_lb::dataplane::Census| -> Result<()> {
-        let found = (census.confirmed, census.replaceable);
-        ensure!(found.0 == outcome.live, "a walk found {found:?} of {} live connections", outcome.live);
+        let (found, there) = (census.confirmed, outcome.in_table);
+        ensure!(found == there, "a walk found {found} of {there} live connections");
         Ok(())
     };
     let count = shortest(|| confirmed(sweeper.count()))?;
