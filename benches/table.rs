@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).filter(|word| word != "--bench").collect();
     let simulator = Simulator::compile(None)?;
     if words.iter().any(|word| word == "--quick") {
-        return check(&simulator, M, 10 * M);
+        return check(&simulator, M, 6 * M);
     }
     for word in &words {
         ensure!(SECTIONS.iter().any(|(name, _)| name == word), "there is no section {word}");
