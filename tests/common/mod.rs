@@ -5,7 +5,9 @@
 
 pub mod balancer;
 pub mod clients;
+pub mod far_end;
 pub mod files;
+pub mod generator;
 pub mod netns;
 pub mod networks;
 pub mod servers;
