@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
-use common::far_end::{FarEnd, Rule};
+use common::far_end::{Action, FarEnd, Rule};
 use common::generator::{ACK, Generator, Kind, Order, Plan, RST, SYN};
 use common::netns::{Lab, in_lab};
 use etherparse::{Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
@@ -25,12 +25,12 @@ const FRAMES: u32 = 256;
 const MANY: u32 = 300_000;
 
 /// A veth from `from` to `to`, whose end has a program that counts.
-fn veth(lab: &Lab, drop: bool) -> Result<(FarEnd, u32)> {
+fn veth(lab: &Lab, action: Action) -> Result<(FarEnd, u32)> {
     lab.add(&["from", "to"])?;
     lab.ip("", "link add eth0 netns from type veth peer name eth0 netns to")?;
     lab.ip("from", "link set eth0 up")?;
     lab.ip("to", "link set eth0 up")?;
-    let far_end = FarEnd::attach(lab, "to", "eth0", Rule { clients: (CLIENTS, 15), tos: TOS, drop })?;
+    let far_end = FarEnd::attach(lab, "to", "eth0", Rule { clients: (CLIENTS, 15), tos: TOS, action })?;
     Ok((far_end, lab.within("from", || if_nametoindex("eth0"))??))
 }
 
@@ -94,7 +94,7 @@ fn check(frame: &[u8], kind: Kind) -> Result<(Ipv4Addr, u16, u8)> {
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_frames_are_as_planned() -> Result<()> {
     in_lab(|lab| {
-        let (far_end, ifindex) = veth(lab, false)?;
+        let (far_end, ifindex) = veth(lab, Action::Pass)?;
         let generator = Generator::load(TCP_FRAME)?;
         let pairs = Kind::TcpPairs { first: SYN, second: ACK, lag: 5 };
         for (kind, order, clients) in [
@@ -136,12 +136,45 @@ fn root_frames_are_as_planned() -> Result<()> {
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_many_frames_arrive() -> Result<()> {
     in_lab(|lab| {
-        let (far_end, ifindex) = veth(lab, true)?;
+        let (far_end, ifindex) = veth(lab, Action::Drop)?;
         let generator = Generator::load(TCP_FRAME)?;
         generator.set(&plan(Kind::Tcp(SYN), Order::Random, ifindex))?;
         let took = lab.within("from", || generator.send(MANY))??;
         println!("{:.2} million frames a second", f64::from(MANY) / took.as_secs_f64() / 1e6);
         assert_eq!(far_end.passed()?.marked, u64::from(MANY));
+        Ok(())
+    })
+}
+
+/// What a server without state would say.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_frames_are_answered() -> Result<()> {
+    in_lab(|lab| {
+        let (_far_end, ifindex) = veth(lab, Action::Answer)?;
+        let back = Rule { clients: (CLIENTS, 15), tos: 0, action: Action::Pass };
+        let here = FarEnd::attach(lab, "from", "eth0", back)?;
+        let generator = Generator::load(TCP_FRAME)?;
+        for (kind, answer) in
+            [(Kind::Tcp(SYN), Some(SYN | ACK)), (Kind::Tcp(ACK), Some(RST)), (Kind::Tcp(RST), None)]
+        {
+            let socket = listen(lab, "from")?;
+            generator.set(&plan(kind, Order::Counting, ifindex))?;
+            let before = here.passed()?;
+            lab.within("from", || generator.send(FRAMES))??;
+            let passed = here.passed()?;
+            let frames = arrived(&socket);
+            assert_eq!(frames.len(), answer.map_or(0, |_| FRAMES as usize), "{kind:?}");
+            assert_eq!(passed.syn_acks - before.syn_acks, if kind == Kind::Tcp(SYN) { 256 } else { 0 });
+            assert_eq!(passed.rsts - before.rsts, if kind == Kind::Tcp(ACK) { 256 } else { 0 });
+            for frame in frames {
+                let ip = Ipv4HeaderSlice::from_slice(&frame)?;
+                let tcp = TcpHeaderSlice::from_slice(&frame[20..])?;
+                assert_eq!(ip.source_addr(), *TARGET.ip());
+                assert_eq!((tcp.source_port(), Some(frame[33])), (TARGET.port(), answer));
+                assert_eq!(tcp.checksum(), tcp.calc_checksum_ipv4(&ip, &[])?);
+            }
+        }
         Ok(())
     })
 }

@@ -141,7 +141,7 @@ impl KeepAlive {
 }
 
 /// The body of an answer, once it is there as a whole.
-fn body(answer: &str) -> Result<Option<&str>> {
+pub(super) fn body(answer: &str) -> Result<Option<&str>> {
     const LENGTH: &str = "Content-Length: ";
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { return Ok(None) };
     let length = head.lines().find_map(|line| line.strip_prefix(LENGTH)).context("no length")?;

@@ -1,4 +1,4 @@
-//! The far ends of the load balancer's veths, counting and dropping what the generator's frames came to.
+//! The far ends of the load balancer's veths, which count what the generator's frames came to.
 
 use std::net::Ipv4Addr;
 
@@ -23,14 +23,24 @@ pub struct Passed {
     pub others: u64,
 }
 
+/// What becomes of the generator's frames, and of answers to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The kernel gets them.
+    Pass = 0,
+    Drop = 1,
+    /// The frames are answered: as a server would that has SYN cookies, by a SYN-ACK or a RST; a datagram by itself.
+    Answer = 2,
+}
+
 /// Which frames are the generator's, and what becomes of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// Its clients' network, by address and length of the prefix.
     pub clients: (Ipv4Addr, u32),
+    /// 0: none is its own.
     pub tos: u8,
-    /// They and their answers are dropped.
-    pub drop: bool,
+    pub action: Action,
 }
 
 /// A program on an interface, as long as this lives.
@@ -59,7 +69,7 @@ impl FarEnd {
         ensure!((1..=32).contains(&length), "a prefix of {length} bits");
         let mask = u32::MAX << (32 - length);
         let mut bytes = [network.to_bits() & mask, mask].map(u32::to_ne_bytes).concat();
-        bytes.extend([rule.tos, u8::from(rule.drop), 0, 0]);
+        bytes.extend([rule.tos, rule.action as u8, 0, 0]);
         Ok(map(&self.object, "far_end_rule")?.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)?)
     }
 

@@ -46,6 +46,19 @@ pub enum Kind {
         second: u8,
         lag: u32,
     },
+    /// By turns a new client's, and that of a client `lag` datagrams before it, again.
+    UdpTwice {
+        lag: u32,
+    },
+}
+
+impl Kind {
+    fn lag(self) -> u32 {
+        match self {
+            Kind::Udp | Kind::Tcp(_) => 0,
+            Kind::TcpPairs { lag, .. } | Kind::UdpTwice { lag } => lag,
+        }
+    }
 }
 
 /// What to send, and where to.
@@ -86,11 +99,14 @@ impl Generator {
     /// Sets what is sent from now on.
     pub fn set(&self, plan: &Plan) -> Result<()> {
         let mut bytes = Vec::with_capacity(PLAN_BYTES);
-        let (proto, flags, after, lag) = match plan.kind {
-            Kind::Udp => (UDP, 0, 0, 0),
-            Kind::Tcp(flags) => (TCP, flags, 0, 0),
-            Kind::TcpPairs { first, second, lag } => (TCP, first, second, lag),
+        const ANY: u8 = 1;
+        let (proto, flags, after) = match plan.kind {
+            Kind::Udp => (UDP, 0, 0),
+            Kind::UdpTwice { .. } => (UDP, 0, ANY),
+            Kind::Tcp(flags) => (TCP, flags, 0),
+            Kind::TcpPairs { first, second, .. } => (TCP, first, second),
         };
+        let lag = plan.kind.lag();
         let ports = u32::from(plan.ports.end() - plan.ports.start()) + 1;
         // The numbers begin beyond the lag: an earlier client than the first would be none.
         let next = 2 * u64::from(lag);
@@ -137,8 +153,7 @@ impl Generator {
             .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)?
             .context("no plan")?;
         let next = u64::from_ne_bytes(row[..8].try_into()?);
-        let begin = if let Kind::TcpPairs { lag, .. } = plan.kind { 2 * u64::from(lag) } else { 0 };
-        Ok(next - begin)
+        Ok(next - 2 * u64::from(plan.kind.lag()))
     }
 }
 

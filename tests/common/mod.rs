@@ -5,11 +5,14 @@
 
 pub mod balancer;
 pub mod clients;
+pub mod echo;
 pub mod far_end;
 pub mod files;
 pub mod generator;
 pub mod netns;
 pub mod networks;
+pub mod newcomers;
+pub mod pinned;
 pub mod servers;
 
 use std::thread::sleep;

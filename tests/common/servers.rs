@@ -12,7 +12,7 @@ pub const HTTP: u16 = 8080;
 /// A name that each DNS server has another address for: 10.9.9.1 to 10.9.9.3.
 pub const WHICH: &str = "which.test";
 
-/// nginx in web1 to web3. `/` names the server and the client it sees, `/file` is what the test put into the server's
+/// nginx in web1 to web3. `/` names the server and the client it sees, `/echo?DATA` these and the data, `/file` is what the test put into the server's
 /// directory, a PUT to `/up/NAME` writes there.
 pub fn nginx_everywhere(lab: &Lab) -> Result<Vec<Process>> {
     let servers: Result<Vec<Process>> = WEBS.iter().map(|(web, _)| nginx(lab, web)).collect();
@@ -32,13 +32,14 @@ pub fn nginx(lab: &Lab, web: &str) -> Result<Process> {
         "daemon off; master_process off; pid {at}/pid; error_log {at}.log;
         events {{ worker_connections 16384; }}
         http {{
-            access_log off; sendfile on; default_type text/plain;
+            access_log off; sendfile on; default_type text/plain; keepalive_requests 1000000;
             {scratch}
             server {{
                 listen {HTTP};
                 root {at};
                 client_max_body_size 0;
                 location = / {{ return 200 '{web} $remote_addr $remote_port'; }}
+                location = /echo {{ return 200 '{web} $remote_addr $remote_port $args'; }}
                 location /up/ {{ dav_methods PUT; }}
             }}
         }}"
