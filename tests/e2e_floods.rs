@@ -1,8 +1,10 @@
 //! Floods of packets, each of ten times as many as the connection table has slots, while thousands of real connections talk
 //! and new ones are opened.
 //!
-//! `XDP_LB_FLOOD_CONNECTIONS` sets how many connections talk (10,000; the table is made for a quarter more), and
-//! `XDP_LB_FLOOD_FACTOR` how many times the table's slots a flood has (10).
+//! `XDP_LB_FLOOD_CONNECTIONS` sets how many connections talk (10,000; the table is made for a quarter more),
+//! `XDP_LB_FLOOD_FACTOR` how many times the table's slots a flood has (10), and `XDP_LB_FLOOD_RATE` its packets a second
+//! (400,000). At a higher rate than two CPUs can take the veth loses most packets, those of the clients too, before they come
+//! to the load balancer.
 
 mod common;
 
@@ -134,9 +136,10 @@ fn floods() -> Vec<Flood> {
 fn root_floods() -> Result<()> {
     let connections = number("XDP_LB_FLOOD_CONNECTIONS", 10_000)?;
     let factor = number("XDP_LB_FLOOD_FACTOR", 10)?;
+    let rate = number("XDP_LB_FLOOD_RATE", 400_000)?;
     allow_files(connections + 1024)?;
     in_lab(move |lab| {
-        let scene = Scene::set(lab, connections, factor)?;
+        let scene = Scene::set(lab, connections, factor, rate)?;
         println!("| flood | packets | a second | lost | new connections | counted as | recovery |");
         println!("| --- | --- | --- | --- | --- | --- | --- |");
         for (n, flood) in (1..).zip(floods()) {
@@ -160,8 +163,9 @@ struct Scene<'a> {
     macs: [[u8; 6]; 2],
     ifindex: u32,
     vip: SocketAddrV4,
-    /// Frames of a flood.
+    /// Frames of a flood, and of a second.
     frames: u64,
+    rate: u32,
 }
 
 /// What is counted, at one time.
@@ -185,7 +189,7 @@ struct Sent {
 }
 
 impl<'a> Scene<'a> {
-    fn set(lab: &'a Lab, connections: u64, factor: u64) -> Result<Scene<'a>> {
+    fn set(lab: &'a Lab, connections: u64, factor: u64, rate: u64) -> Result<Scene<'a>> {
         network(lab)?;
         let answers = Rule { clients: FLOOD, tos: 0, action: Action::Drop };
         let at_clients = FarEnd::attach(lab, "client", "eth0", answers)?;
@@ -208,6 +212,9 @@ impl<'a> Scene<'a> {
         let now = conversations.answers();
         conversations.all_answered_since(&now, PATIENCE)?;
         println!("{connections} connections talk, the table has {slots} slots");
+        // The first reply to an address waits for its MAC.
+        let first = Newcomers::come(lab, &NEWCOMERS, vip, BETWEEN_NEWCOMERS, |n| n < LATER)?;
+        ensure!(first.answered() == first.count(), "before any flood: {}", first.summary());
         Ok(Scene {
             conversations,
             lb,
@@ -220,6 +227,7 @@ impl<'a> Scene<'a> {
             ifindex: lab.within("client", || if_nametoindex("eth0"))??,
             vip,
             frames: slots * factor,
+            rate: u32::try_from(rate)?,
         })
     }
 
@@ -282,6 +290,7 @@ impl<'a> Scene<'a> {
             to: self.macs[0],
             from: self.macs[1],
             ifindex: self.ifindex,
+            most: Some(self.rate),
         })
     }
 

@@ -47,6 +47,7 @@ fn plan(kind: Kind, order: Order, ifindex: u32) -> Plan {
         to: [0xff; 6],
         from: [2, 0, 0, 0, 0, 1],
         ifindex,
+        most: None,
     }
 }
 

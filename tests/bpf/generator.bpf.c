@@ -30,10 +30,12 @@ struct generator_plan {
 	__u64 next;		/* number of the next frame; counted up here */
 	__u64 seed;
 	__u64 clients;		/* how many addresses and ports; of the list: how many rows */
+	__u64 due;		/* when the next frame may be sent */
 	__u32 first_address;	/* in host order */
 	__u32 ports;		/* of each address, from first_port up */
 	__u32 target;		/* in host order */
 	__u32 ifindex;		/* where to; 0: by XDP_TX out of the interface that the run names */
+	__u32 pause;		/* ns from one frame to the next; 0: none */
 	__u32 lag;		/* with `after`: how many frames of the first kind later */
 	__u16 first_port;
 	__u16 target_port;
@@ -44,7 +46,7 @@ struct generator_plan {
 	__u8 tos;		/* by which others tell these frames */
 	__u8 mac_to[6];
 	__u8 mac_from[6];
-	__u8 reserved[7];
+	__u8 reserved[3];
 };
 
 struct generator_tuple {
@@ -128,6 +130,18 @@ static __always_inline void generator_ip(struct generator_plan *plan, struct iph
 	ip->check = ~lb_csum_fold(sum);
 }
 
+#define GENERATOR_PAUSE_STEPS 512	/* of some 30 ns */
+
+/* Else a veth's ring, which real clients need too, is always full. */
+static __always_inline void generator_wait(struct generator_plan *plan)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	for (int i = 0; i < GENERATOR_PAUSE_STEPS && now < plan->due; i++)
+		now = bpf_ktime_get_ns();
+	plan->due = now + plan->pause;
+}
+
 SEC("xdp")
 int generator(struct xdp_md *ctx)
 {
@@ -145,6 +159,8 @@ int generator(struct xdp_md *ctx)
 	plan = bpf_map_lookup_elem(&generator_plan, &zero);
 	if (!plan || !plan->clients || !plan->ports || (void *)(udp + 1) > end)
 		return XDP_ABORTED;
+	if (plan->pause)
+		generator_wait(plan);
 	number = plan->next++;
 	which = number;
 	flags = plan->flags;

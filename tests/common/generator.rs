@@ -19,8 +19,9 @@ const UDP: u8 = 17;
 /// faster (128: 4 %), and one of 256 fills the ring of a veth, which then drops some.
 const LIVE_FRAMES: u32 = 2;
 /// Of `struct generator_plan` and of a row of its list.
-const PLAN_BYTES: usize = 72;
+const PLAN_BYTES: usize = 80;
 const TUPLE_BYTES: usize = 8;
+const NANOSECONDS: u32 = 1_000_000_000;
 
 /// Which clients the frames come from, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,8 @@ pub struct Plan {
     pub from: [u8; 6],
     /// Where they are redirected to. 0: sent by XDP_TX, from the loopback interface.
     pub ifindex: u32,
+    /// Frames a second, at most; not below 100,000.
+    pub most: Option<u32>,
 }
 
 /// The program and what it has been told.
@@ -107,12 +110,15 @@ impl Generator {
             Kind::TcpPairs { first, second, .. } => (TCP, first, second),
         };
         let lag = plan.kind.lag();
+        let pause = plan.most.map_or(0, |rate| NANOSECONDS / rate.max(1));
         let ports = u32::from(plan.ports.end() - plan.ports.start()) + 1;
         // The numbers begin beyond the lag: an earlier client than the first would be none.
         let next = 2 * u64::from(lag);
-        [next, plan.seed, plan.clients].iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
+        [next, plan.seed, plan.clients, 0].iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
         let (first, target) = (plan.first_address.to_bits(), plan.target.ip().to_bits());
-        [first, ports, target, plan.ifindex, lag].iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
+        [first, ports, target, plan.ifindex, pause, lag]
+            .iter()
+            .for_each(|word| bytes.extend(word.to_ne_bytes()));
         [*plan.ports.start(), plan.target.port()].iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
         bytes.extend([plan.order as u8, proto, flags, after, plan.tos]);
         bytes.extend(plan.to.iter().chain(&plan.from));
