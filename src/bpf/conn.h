@@ -275,7 +275,9 @@ struct lb_rating {
 	__u32 spare;		/* slots that nobody's live connection holds */
 	__u32 unconfirmed;	/* live ones */
 	__u32 available;	/* best rating | salted slot of those that may go without asking; 0: none */
-	__u32 oldest;		/* rating | salted slot of the oldest live unconfirmed one; 0: none */
+	__u32 oldest;		/* slots that are not live confirmed << 21 | rating | salted slot of the oldest live
+				 * unconfirmed one; 0: none
+				 */
 };
 
 /* `salt` decides among slots of the same rating: the newest of a burst is not always the one to go. */
@@ -296,6 +298,7 @@ static __always_inline void lb_bucket_rate(struct lb_bucket *bucket, __u16 now, 
 	}
 	/* Unconfirmed entries hold at most half of a bucket: a flood of them finds no more room than that. */
 	rating->available = lb_if(lb_below(rating->unconfirmed, LB_CONNS_PER_BUCKET / 2), rating->available, 0);
+	rating->oldest |= lb_if(lb_equal(rating->oldest, 0), 0, (rating->spare + rating->unconfirmed) << 21);
 }
 
 /* The slot for a new unconfirmed entry, or NULL. */
@@ -320,6 +323,9 @@ static __always_inline struct lb_conn *lb_conn_victim(struct lb_conn_ref *ref, _
 		/* A full first bucket that may not be used leaves the second. */
 		other |= lb_equal(one, 0);
 	} else {
+		/* Where fewer are confirmed: what is confirmed during a flood must not have found its bucket by chance alone,
+		 * or soon both buckets of some new connections are full of confirmed ones.
+		 */
 		one = first.oldest;
 		two = second.oldest;
 		other = lb_below(one, two);

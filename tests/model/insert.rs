@@ -1,5 +1,7 @@
 //! "Insertion" of docs/connections.md: which slot a new entry gets.
 
+use std::cmp::Ordering;
+
 use crate::machine::Machine;
 use crate::state::{FREE, Key, Phase, State};
 use crate::table::{Rank, SLOTS, Slot, age};
@@ -18,8 +20,16 @@ type Rated = (Rating, Slot);
 struct Offer {
     /// Slots that nobody's live connection holds.
     spare: usize,
+    unconfirmed: usize,
     available: Option<Rated>,
     oldest: Option<Rated>,
+}
+
+impl Offer {
+    /// Slots that hold no live confirmed connection.
+    fn yielding(&self) -> usize {
+        self.spare + self.unconfirmed
+    }
 }
 
 impl Machine {
@@ -51,7 +61,11 @@ impl Machine {
             (Some(a), None) => a,
             (None, Some(b)) => b,
             (None, None) => match (first.oldest, second.oldest) {
-                (Some(a), Some(b)) => higher(a, b),
+                (Some(a), Some(b)) => match first.yielding().cmp(&second.yielding()) {
+                    Ordering::Greater => a,
+                    Ordering::Less => b,
+                    Ordering::Equal => higher(a, b),
+                },
                 (Some(a), None) => a,
                 (None, Some(b)) => b,
                 (None, None) => return None,
@@ -74,6 +88,7 @@ impl Machine {
         let unconfirmed = of_rank(Rank::Unconfirmed).count();
         Offer {
             spare: rated.iter().filter(|(rating, _)| rating.rank >= Rank::Closed).count(),
+            unconfirmed,
             available: if unconfirmed >= 2 { None } else { best_available },
             oldest: of_rank(Rank::Unconfirmed).copied().max(),
         }

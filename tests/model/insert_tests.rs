@@ -82,6 +82,9 @@ fn unconfirmed_ones_take_half_of_a_bucket() {
     // Both have two: the oldest goes.
     assert_eq!(victim([young, young, EMPTY, EMPTY], [EMPTY, young, old, EMPTY]), Some((true, 2)));
     assert_eq!(victim([old, FULL, young, FULL], [FULL, FULL, FULL, young]), Some((false, 0)));
+    // Where fewer are confirmed, however old the other bucket's is.
+    assert_eq!(victim([old, FULL, FULL, FULL], [FULL, young, FULL, old]), Some((true, 3)));
+    assert_eq!(victim([young, EMPTY, young, old], [FULL, old, young, EMPTY]), Some((false, 3)));
     assert_eq!(victim([FULL, young, FULL, FULL], [FULL; 4]), Some((false, 1)));
     assert_eq!(victim([young, FULL, FULL, FULL], [FULL, young, FULL, FULL]), Some((true, 1)));
     assert_eq!(victim([FULL, young, FULL, FULL], [FULL, young, FULL, FULL]), Some((false, 1)));

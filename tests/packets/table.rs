@@ -169,6 +169,39 @@ fn root_both_sides_agree_where_a_connection_lies() {
     });
 }
 
+/// While a flood leaves no slot free, what is confirmed must still spread over the buckets: else one in 40 is full of
+/// them at the promised number, and one new connection in 2,000 finds both of its buckets so.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_what_is_confirmed_during_a_flood_spreads() {
+    const PROMISED: u16 = 1000;
+    lab(Setup { max_connections: PROMISED.into(), ..Setup::default() }, |lab| {
+        let mut flood = (0..).map(|n: u32| {
+            let [_, a, b, c] = n.to_be_bytes();
+            tcp(address([198, 18 | a, b, c], 7), VIP, "S").bytes()
+        });
+        let mut send = |lab: &mut Lab, count: usize| {
+            for syn in flood.by_ref().take(count) {
+                lab.send(lab.front, &syn);
+            }
+        };
+        let buckets = lab.plane.tables().connections.len();
+        send(lab, 4 * buckets);
+        for n in 1..=PROMISED {
+            lab.connect(address([192, 168, 1, 2], n));
+            send(lab, 2);
+        }
+        let confirmed = |bucket: usize| {
+            let row = lab.plane.tables().connections.get(bucket).unwrap();
+            row.conn.iter().filter(|conn| conn.state >> 16 & 7 == 3).count()
+        };
+        let full = (0..buckets).filter(|bucket| confirmed(*bucket) == 4).count();
+        assert_eq!((0..buckets).map(confirmed).sum::<usize>(), usize::from(PROMISED));
+        // 2 on average; 25 if it is chance alone that decides.
+        assert!(full <= 9, "{full} of {buckets} buckets are full of confirmed connections");
+    });
+}
+
 /// The program, and what each packet of this suite was counted under, say the same: no reason lacks a row.
 #[test]
 fn every_reason_of_a_drop_has_a_row() {
