@@ -72,7 +72,8 @@ pub struct Program {
 }
 
 impl Program {
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    /// The program itself.
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 

@@ -97,7 +97,8 @@ pub struct Lab {
 pub fn lab(setup: Setup, test: impl FnOnce(&mut Lab) + Send + 'static) {
     let result = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let mut lab = Lab::new(setup);
+        network();
+        let mut lab = Lab::with(setup);
         test(&mut lab);
     })
     .join();
@@ -115,22 +116,26 @@ fn text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-impl Lab {
-    fn new(setup: Setup) -> Lab {
-        // Where the program is attached too, the kernel's own chatter would be counted.
-        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-        ip(&format!("link add front index 10 address {} type veth peer name front-far", text(LB_MAC)));
-        ip(&format!("link add back index 20 address {} type veth peer name back-far", text(LB_BACK_MAC)));
-        ip("address add 192.168.1.1/24 dev front");
-        ip("address add 10.0.0.1/24 dev back");
-        for link in ["lo", "front", "front-far", "back", "back-far"] {
-            ip(&format!("link set {link} up"));
-        }
-        ip(&format!("neighbour add 192.168.1.2 lladdr {} dev front nud permanent", text(CLIENT_MAC)));
-        ip(&format!("neighbour add 192.168.1.254 lladdr {} dev front nud permanent", text(GATEWAY_MAC)));
-        ip("route add default via 192.168.1.254");
-        std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").unwrap();
+/// The interfaces, neighbours and routes of the namespace that this thread is in.
+pub fn network() {
+    // Where the program is attached too, the kernel's own chatter would be counted.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    ip(&format!("link add front index 10 address {} type veth peer name front-far", text(LB_MAC)));
+    ip(&format!("link add back index 20 address {} type veth peer name back-far", text(LB_BACK_MAC)));
+    ip("address add 192.168.1.1/24 dev front");
+    ip("address add 10.0.0.1/24 dev back");
+    for link in ["lo", "front", "front-far", "back", "back-far"] {
+        ip(&format!("link set {link} up"));
+    }
+    ip(&format!("neighbour add 192.168.1.2 lladdr {} dev front nud permanent", text(CLIENT_MAC)));
+    ip(&format!("neighbour add 192.168.1.254 lladdr {} dev front nud permanent", text(GATEWAY_MAC)));
+    ip("route add default via 192.168.1.254");
+    std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").unwrap();
+}
 
+impl Lab {
+    /// In the namespace of this thread, whose network is there.
+    pub fn with(setup: Setup) -> Lab {
         let mut plane = Plane::load_for(&Request {
             max_connections: setup.max_connections,
             timeouts: &setup.timeouts,
