@@ -33,11 +33,15 @@ static __always_inline void lb_nat_ip(struct lb_packet *pkt, __be32 *field, __be
 	struct iphdr *ip = pkt->ip;
 	__be16 *ttl_and_protocol = (__be16 *)&ip->ttl;
 	__be16 before = *ttl_and_protocol;
+	/* The TTL is the first byte of the two. Written as one word: a byte that is written and read back within a wider
+	 * word holds up the CPU.
+	 */
+	__be16 after = direct ? before - bpf_htons(0x0100) : before;
 
 	*field = addr;
 	if (direct)
-		ip->ttl--;
-	ip->check = lb_csum_update(ip->check, addr_diff + lb_csum_diff16(before, *ttl_and_protocol));
+		*ttl_and_protocol = after;
+	ip->check = lb_csum_update(ip->check, addr_diff + lb_csum_diff16(before, after));
 }
 
 static __always_inline void lb_nat_macs(struct lb_packet *pkt, const struct lb_hop *hop)
