@@ -128,9 +128,13 @@ struct lb_conn_ref {
 	__u8 tag;
 };
 
-static __always_inline int lb_conn_refer(struct lb_conn_ref *ref, __u64 key)
+static __always_inline __u64 lb_conn_hash(__u64 key)
 {
-	__u64 hash = lb_hash(key, lb_settings.key[0], lb_settings.key[1]);
+	return lb_hash(key, lb_settings.key[0], lb_settings.key[1]);
+}
+
+static __always_inline int lb_conn_refer_hashed(struct lb_conn_ref *ref, __u64 key, __u64 hash)
+{
 	__u32 first = lb_scale(hash >> 32, lb_settings.buckets);
 	__u32 second = lb_scale(hash, lb_settings.buckets);
 
@@ -139,6 +143,11 @@ static __always_inline int lb_conn_refer(struct lb_conn_ref *ref, __u64 key)
 	ref->first = bpf_map_lookup_elem(&connections, &first);
 	ref->second = bpf_map_lookup_elem(&connections, &second);
 	return ref->first && ref->second ? 0 : -1;
+}
+
+static __always_inline int lb_conn_refer(struct lb_conn_ref *ref, __u64 key)
+{
+	return lb_conn_refer_hashed(ref, key, lb_conn_hash(key));
 }
 
 static __always_inline int lb_conn_matches(struct lb_conn *conn, __u64 key, __u8 tag, __u64 *state)
@@ -309,17 +318,19 @@ static __always_inline struct lb_conn *lb_conn_victim(struct lb_conn_ref *ref, _
 	struct lb_bucket *bucket;
 
 	lb_bucket_rate(ref->first, now, salt, &first);
-	lb_bucket_rate(ref->second, now, salt, &second);
 	one = first.available;
+	/* The first bucket while fewer than two of its slots hold live connections, whatever is in the second; else the one
+	 * that holds fewer. What has ended counts as room: after a while no slot is free any more, and counting these alone
+	 * would choose between the buckets by chance.
+	 */
+	if (first.spare >= LB_CONNS_PER_BUCKET - 1)
+		return &ref->first->conn[(one ^ salt) & (LB_CONNS_PER_BUCKET - 1)];
+	lb_bucket_rate(ref->second, now, salt, &second);
 	two = second.available;
 	if (one | two) {
-		/* The first bucket while fewer than two of its slots hold live connections, else the one that holds fewer. What
-		 * has ended counts as room: after a while no slot is free any more, and counting these alone would choose
-		 * between the buckets by chance.
-		 */
 		one = lb_if(lb_equal(one, 0), 0, first.spare << 21 | one);
 		two = lb_if(lb_equal(two, 0), 0, second.spare << 21 | two);
-		other = lb_below(one, two) & lb_below(first.spare, LB_CONNS_PER_BUCKET - 1);
+		other = lb_below(one, two);
 		/* A full first bucket that may not be used leaves the second. */
 		other |= lb_equal(one, 0);
 	} else {

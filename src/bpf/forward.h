@@ -15,10 +15,10 @@ static __always_inline int lb_may_be_client(__be32 addr)
  * Returns minus the reason of a drop, or the backend.
  */
 static __always_inline int lb_admit(struct xdp_md *ctx, struct lb_packet *pkt, struct lb_hop *hop, __u16 service,
-				    __u64 key, __u64 old)
+				    __u64 hash, __u64 old)
 {
 	struct lb_new new = {
-		.key = key,
+		.hash = hash,
 		.old = old,
 		.client = pkt->ip->saddr,
 		.client_port = pkt->sport,
@@ -69,7 +69,7 @@ static __always_inline int lb_confirms_blindly(struct xdp_md *ctx, struct lb_pac
 
 static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *pkt, __u16 service)
 {
-	__u64 key = lb_conn_key(pkt->ip->saddr, pkt->sport, service);
+	__u64 key = lb_conn_key(pkt->ip->saddr, pkt->sport, service), hash = lb_conn_hash(key);
 	struct lb_backend *backend = NULL;
 	struct lb_conn_ref ref;
 	struct lb_hop hop = {};
@@ -81,7 +81,7 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 
 	if (pkt->ip->ttl <= 1)
 		return LB_DROP_TTL;
-	if (lb_conn_refer(&ref, key))
+	if (lb_conn_refer_hashed(&ref, key, hash))
 		return LB_ERROR_TABLES;
 	conn = lb_conn_find(&ref, &state);
 	if (conn) {
@@ -94,7 +94,7 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 		if (!lb_confirms_blindly(ctx, pkt, state))
 			lb_conn_update(conn, key, state, pkt, backend, 0);
 	} else {
-		chosen = lb_admit(ctx, pkt, &hop, service, key, state);
+		chosen = lb_admit(ctx, pkt, &hop, service, hash, state);
 		if (chosen <= 0)
 			return -chosen;
 		index = chosen;

@@ -5,7 +5,7 @@
 
 /* What a new connection is known by. Passed to functions that the verifier checks once, on their own. */
 struct lb_new {
-	__u64 key;
+	__u64 hash;	/* of the key, which is made of client, port and service */
 	__u64 old;	/* state of an entry that is not to be used: closed, or its backend takes no more; 0: none */
 	__be32 client;
 	__be16 client_port;
@@ -16,6 +16,11 @@ struct lb_new {
 	__u8 made;	/* out: the entry is this packet's, not another CPU's */
 	__u16 reserved;
 };
+
+static __always_inline int lb_new_refer(struct lb_conn_ref *ref, const struct lb_new *new)
+{
+	return lb_conn_refer_hashed(ref, lb_conn_key(new->client, new->client_port, new->service), new->hash);
+}
 
 /* Whether the client's address and port already talk to this backend through another service: its replies could not be
  * told apart. Returns 1 if so, 0 if not. An entry that is closed or over its timeout gives way: its replies would be
@@ -139,7 +144,7 @@ __noinline int lb_enter(struct lb_new *new, __u64 state)
 {
 	struct lb_conn_ref ref;
 
-	if (!new || lb_conn_refer(&ref, new->key))
+	if (!new || lb_new_refer(&ref, new))
 		return LB_ERROR_TABLES;
 	return lb_conn_insert(&ref, state, new->now);
 }
@@ -152,7 +157,7 @@ __noinline int lb_connect(struct lb_new *new)
 	__u64 old, state;
 	int backend, reason;
 
-	if (!new || lb_conn_refer(&ref, new->key))
+	if (!new || lb_new_refer(&ref, new))
 		return -LB_ERROR_TABLES;
 	backend = lb_affinity_backend(new->client, new->service);
 	if (!backend || lb_refuses(new, backend))
