@@ -18,6 +18,7 @@
 #define LB_TCP_ACK 0x10
 #define LB_TCP_FLAGS_BYTE 13
 
+/* What is known of a packet so far: each field is set where it becomes known. */
 struct lb_packet {
 	struct ethhdr *eth;
 	struct iphdr *ip;
@@ -42,6 +43,16 @@ struct lb_packet {
 	__u16 backend;		/* once known: whose counters to bump */
 	__u32 out_ifindex;	/* once sent */
 };
+
+/* Parsed, and maybe balanced: what its exit asks for is known from now on. */
+static __always_inline void lb_packet_is_ours(struct lb_packet *pkt)
+{
+	pkt->new_connection = 0;
+	pkt->to_client = 0;
+	pkt->no_tx = 0;
+	pkt->backend = 0;
+	pkt->out_ifindex = 0;
+}
 
 static __always_inline int lb_parse_tcp(struct lb_packet *pkt, void *end)
 {
@@ -70,6 +81,7 @@ static __always_inline int lb_parse_udp(struct lb_packet *pkt, void *end)
 		return LB_DROP_MALFORMED;
 	pkt->sport = udp->source;
 	pkt->dport = udp->dest;
+	pkt->tcp_flags = 0;
 	return LB_CONTINUE;
 }
 

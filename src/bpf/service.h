@@ -57,13 +57,18 @@ static __always_inline struct lb_service_entry *lb_service_find(void *directory_
 	return bucket ? lb_service_in(bucket, &addr, port, proto) : NULL;
 }
 
-/* Whether the address is a VIP that has a service of the protocol. */
-static __always_inline int lb_vip_serves(void *directory_now, __be32 ipv4, __u8 proto)
+/* Whether the address is a VIP that has a service of the protocol. A function of its own, out of the way of packets that
+ * are whole.
+ */
+__noinline int lb_vip_serves(__be32 ipv4, __u32 proto)
 {
 	__u8 serves = proto == IPPROTO_TCP ? LB_SERVES_TCP : proto == IPPROTO_UDP ? LB_SERVES_UDP : 0;
 	struct lb_service_entry *entry;
+	void *directory_now;
+	__u32 zero = 0;
 
-	if (!serves)
+	directory_now = bpf_map_lookup_elem(&directory, &zero);
+	if (!serves || !directory_now)
 		return 0;
 	entry = lb_service_find(directory_now, ipv4, 0, 0);
 	return entry && entry->serves & serves;

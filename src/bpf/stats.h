@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The one exit: counts what became of the packet and turns it into the verdict. */
+/* The exit: counts what became of the packet and turns it into the verdict. */
 #ifndef LB_STATS_H
 #define LB_STATS_H
 
@@ -20,12 +20,24 @@ static __always_inline void lb_count_backend(const struct lb_packet *pkt)
 	lb_count(pkt->to_client ? &counters->to_client : &counters->to_backend, pkt->frame_len);
 }
 
-static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
+static __always_inline void lb_count_reason(const struct lb_packet *pkt, __u32 reason)
 {
 	struct lb_counter *counter = bpf_map_lookup_elem(&reason_counters, &reason);
 
 	if (counter)
 		lb_count(counter, pkt->frame_len);
+}
+
+/* Of a frame that is neither a client's nor a backend's. Nothing but its length need be known. */
+static __always_inline int lb_exit_nobodys(const struct lb_packet *pkt, __u32 reason)
+{
+	lb_count_reason(pkt, reason);
+	return reason >> LB_REASON_BITS == LB_CLASS_PASS ? XDP_PASS : XDP_DROP;
+}
+
+static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
+{
+	lb_count_reason(pkt, reason);
 	switch (reason >> LB_REASON_BITS) {
 	case LB_CLASS_SENT:
 		lb_count_backend(pkt);

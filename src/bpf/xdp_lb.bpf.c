@@ -6,7 +6,7 @@
  *	           no -> from a backend of a service? -> connection? -> next hop -> translate back -> TX / redirect
  *	           no -> XDP_PASS, byte for byte untouched
  *
- * Each step returns a reason (lb_counters.h), LB_CONTINUE while the packet is still on its way; the one exit counts it.
+ * Each step returns a reason (lb_counters.h), LB_CONTINUE while the packet is still on its way; the exit counts it.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
@@ -31,10 +31,12 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-static __always_inline int lb_pipeline(struct xdp_md *ctx, struct lb_packet *pkt)
+/* Whose frame it is: a client's if there is an entry of a service, a backend's if there is an origin. Returns the reason
+ * if it is nobody's.
+ */
+static __always_inline int lb_classify(struct xdp_md *ctx, struct lb_packet *pkt, struct lb_service_entry **entry,
+				       struct lb_origin **origin)
 {
-	struct lb_service_entry *entry;
-	struct lb_origin *origin;
 	struct lb_addr source;
 	void *directory_now;
 	__u32 zero = 0;
@@ -43,28 +45,36 @@ static __always_inline int lb_pipeline(struct xdp_md *ctx, struct lb_packet *pkt
 	reason = lb_parse(ctx, pkt);
 	if (reason >> LB_REASON_BITS == LB_CLASS_PASS)
 		return reason;
+	if (reason)
+		return lb_vip_serves(pkt->ip->daddr, pkt->proto) ? reason : LB_PASS_NO_SERVICE;
+	if (pkt->first_fragment && lb_vip_serves(pkt->ip->daddr, pkt->proto))
+		return LB_DROP_FRAGMENT;
 	directory_now = bpf_map_lookup_elem(&directory, &zero);
 	if (!directory_now)
 		return LB_PASS_NO_SERVICE;
-	if (reason || pkt->first_fragment) {
-		if (lb_vip_serves(directory_now, pkt->ip->daddr, pkt->proto))
-			return reason ? reason : LB_DROP_FRAGMENT;
-		if (reason)
-			return LB_PASS_NO_SERVICE;
-	}
-	pkt->now = lb_now();
-	entry = lb_service_find(directory_now, pkt->ip->daddr, pkt->dport, pkt->proto);
-	if (entry)
-		return lb_from_client(ctx, pkt, entry->service);
+	*entry = lb_service_find(directory_now, pkt->ip->daddr, pkt->dport, pkt->proto);
+	if (*entry)
+		return LB_CONTINUE;
 	source = lb_addr_of_ipv4(pkt->ip->saddr);
-	origin = lb_origin_find(directory_now, &source, pkt->sport, pkt->proto);
-	return origin ? lb_from_backend(ctx, pkt, origin) : LB_PASS_NO_SERVICE;
+	*origin = lb_origin_find(directory_now, &source, pkt->sport, pkt->proto);
+	return *origin ? LB_CONTINUE : LB_PASS_NO_SERVICE;
 }
 
 SEC("xdp")
 int xdp_lb(struct xdp_md *ctx)
 {
-	struct lb_packet pkt = {};
+	struct lb_service_entry *entry = NULL;
+	struct lb_origin *origin = NULL;
+	/* Not zeroed: the compiler would do that again before each of the parser's checks. */
+	struct lb_packet pkt;
+	int reason;
 
-	return lb_exit(ctx, &pkt, lb_pipeline(ctx, &pkt));
+	reason = lb_classify(ctx, &pkt, &entry, &origin);
+	if (reason)
+		return lb_exit_nobodys(&pkt, reason);
+	lb_packet_is_ours(&pkt);
+	pkt.now = lb_now();
+	if (entry)
+		return lb_exit(ctx, &pkt, lb_from_client(ctx, &pkt, entry->service));
+	return lb_exit(ctx, &pkt, origin ? lb_from_backend(ctx, &pkt, origin) : LB_PASS_NO_SERVICE);
 }
