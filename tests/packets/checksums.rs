@@ -11,7 +11,7 @@ fn setup(profile: Profile) -> Setup {
 }
 
 fn payloads() -> impl Iterator<Item = Vec<u8>> {
-    [0, 1, 2, 43, 44, 45, 63, 64, 65, 100, 1000, 1459, 1460]
+    [0, 1, 2, 43, 44, 45, 63, 64, 65, 100, 107, 108, 109, 491, 492, 493, 619, 620, 1000, 1459, 1460]
         .into_iter()
         .map(|len| (0..len).map(|n| (n * 7 + len) as u8).collect())
 }
