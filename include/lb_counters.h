@@ -2,7 +2,7 @@
 /* What can become of a packet: one list that is verdict, metric and text in one.
  *
  * A reason's number is part of the ABI of the pinned counters: append, never renumber or reuse. Columns: class, number
- * within the class (0-31), name in C, name shown to people, what it means. The program returns the reason, its one exit
+ * within the class (0-31), name in C, name shown to people, what it means. The program returns the reason, its exit
  * counts it and turns its class into the XDP verdict; build.rs expands the same list into Rust.
  */
 #ifndef LB_COUNTERS_H

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::live::Live;
+use crate::live::{Live, Rate};
 use crate::measure::Measured;
 
 /// Where it was measured.
@@ -57,16 +57,17 @@ pub struct Report<'a> {
 
 pub fn live(live: &Live) -> String {
     let Live { connections, packets, rounds, redirect, balancer, share, aim, met } = live;
+    let verdict = if *met { "met" } else { "MISSED" };
+    let rate = |name: &str, Rate { median, best, lost }: &Rate| {
+        format!("  {name:<13}  {median:.2} (best {best:.2}), {lost} frames lost\n")
+    };
     format!(
         "live, {connections} connections, {rounds} rounds of {packets} frames, one CPU for all, million packets a second \
-         received:\n  redirect only {:.2} (best {:.2}), balancer {:.2} (best {:.2}): {:.0} %, aim {:.0} %: {}\n",
-        redirect.median,
-        redirect.best,
-        balancer.median,
-        balancer.best,
+         received:\n{}{}  share {:.0} %, aim {:.0} %: {verdict}\n",
+        rate("redirect only", redirect),
+        rate("balancer", balancer),
         share * 100.0,
         aim * 100.0,
-        if *met { "met" } else { "MISSED" }
     )
 }
 
