@@ -24,9 +24,17 @@ fn the_check_can_fail() {
     let text = fs::read_to_string(source).unwrap();
     let faults = [
         ("closed slots are no room", "lb_below(LB_RANK_UNCONFIRMED, rank);", "lb_equal(rank, LB_RANK_FREE);"),
-        ("always the first bucket", "other = lb_below(one, two);\n\t\t/* A full", "other = 0;\n\t\t/* A full"),
+        (
+            "always the first bucket",
+            "other = lb_below(one, two);\n\t\t/* A full",
+            "other = 0;\n\t\t/* A full",
+        ),
         ("always the second bucket", "other |= lb_equal(one, 0);", "other = 1;"),
-        ("the fuller bucket", "other = lb_below(one, two);\n\t\t/* A full", "other = lb_below(two, one);\n\t\t/* A full"),
+        (
+            "the fuller bucket",
+            "other = lb_below(one, two);\n\t\t/* A full",
+            "other = lb_below(two, one);\n\t\t/* A full",
+        ),
         ("one candidate", "lb_scale(hash, lb_settings.buckets)", "first"),
     ];
     for (fault, from, to) in faults {

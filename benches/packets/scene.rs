@@ -108,6 +108,7 @@ impl Scene {
             profile: Profile::NATIVE,
             max_connections: spec.connections,
             timeouts: PATIENT,
+            key: None,
         });
         lab.neighbour(GATEWAY_MAC);
         let mut scene = Scene { lab, wrappers: BTreeMap::new(), backends: u32::from(spec.backends), next: 0 };
