@@ -19,13 +19,17 @@ static __always_inline __u64 lb_hash(__u64 word, __u64 seed0, __u64 seed1)
 	return word;
 }
 
-/* Of an address, a port and a protocol. */
+/* Of an address, a port and a protocol. What an IPv4 address leaves of the second half holds the other two; its first half
+ * is 0, and costs nothing then.
+ */
 static __always_inline __u64 lb_hash_endpoint(const struct lb_addr *addr, __be16 port, __u8 proto, __u64 seed0,
 					      __u64 seed1)
 {
-	__u64 first = lb_hash(addr->half[0] ^ ((__u64)port << 16 | proto), seed0, seed1);
+	__u64 word = addr->half[1] ^ ((__u64)port << 16 | proto);
 
-	return lb_hash(addr->half[1] ^ first, seed0, seed1);
+	if (addr->half[0])
+		word ^= lb_hash(addr->half[0], seed0, seed1);
+	return lb_hash(word, seed0, seed1);
 }
 
 /* A hash half as an index below n, without a division and for any n. */

@@ -11,7 +11,7 @@
 #include "lb_counters.h"
 
 enum lb_constants {
-	LB_ABI_VERSION = 2,	/* of the rows' layout and meaning; kept in the pinned settings */
+	LB_ABI_VERSION = 3,	/* of the rows' layout and meaning; kept in the pinned settings */
 	LB_LINE = 64,
 	LB_SERVICES_PER_BUCKET = 2,
 	LB_PAIRS_PER_ORIGIN = 8,

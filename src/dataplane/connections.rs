@@ -285,7 +285,9 @@ impl<'a> Sweeper<'a> {
     /// As a packet's look-up: the key again after the state, and the state's tag. A slot that is just being given away shows
     /// its old key and then its new owner's state.
     fn is_found(&self, bucket: usize, slot: usize, key: u64) -> bool {
-        let Some((_, word)) = self.entry(bucket, slot).filter(|(before, _)| *before == key) else { return false };
+        let Some((_, word)) = self.entry(bucket, slot).filter(|(before, _)| *before == key) else {
+            return false;
+        };
         let state = State(word.load(Ordering::Acquire));
         let again = self.entry(bucket, slot).is_some_and(|(again, _)| again == key);
         again && state.is_entry() && state.tag() == self.tag(key)

@@ -15,8 +15,8 @@ pub fn hash(word: u64, seed: [u64; 2]) -> u64 {
 
 /// `lb_hash_endpoint` of the header; the port as it stands in a packet.
 pub fn hash_endpoint(addr: lb_addr, port: u16, proto: u8, seed: [u64; 2]) -> u64 {
-    let first = hash(addr.half[0] ^ (u64::from(port) << 16 | u64::from(proto)), seed);
-    hash(addr.half[1] ^ first, seed)
+    let first = if addr.half[0] == 0 { 0 } else { hash(addr.half[0], seed) };
+    hash(addr.half[1] ^ (u64::from(port) << 16 | u64::from(proto)) ^ first, seed)
 }
 
 /// The two candidate lines, below `lines`, of a hash.
