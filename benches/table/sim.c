@@ -62,7 +62,7 @@ static int open_connection(__u64 key)
 	refer(&ref, key);
 	if (lb_conn_find(&ref, &state))
 		die("a new client is in the table already");
-	return lb_conn_insert(&ref, lb_state_new(BACKEND, ref.tag, 0, IPPROTO_TCP, now), now) == LB_CONTINUE;
+	return lb_conn_insert(&ref, lb_state_new(BACKEND, ref.tag, IPPROTO_TCP, now), now) == LB_CONTINUE;
 }
 
 /* A packet of an entry that is there. Returns the phase before, or FREE if there is no entry. */

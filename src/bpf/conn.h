@@ -95,11 +95,12 @@ static __always_inline __u64 lb_state_via(__u64 state, __u16 nexthop)
 	return (state & ~LB_STATE_NEXTHOP) | (__u64)nexthop << LB_STATE_NEXTHOP_SHIFT;
 }
 
-static __always_inline __u64 lb_state_new(__u16 backend, __u8 tag, __u16 nexthop, __u8 proto, __u16 now)
+/* The way to the client is not known yet: the first reply looks for it, which a packet of a flood does not get. */
+static __always_inline __u64 lb_state_new(__u16 backend, __u8 tag, __u8 proto, __u16 now)
 {
 	return (__u64)backend << LB_STATE_BACKEND_SHIFT | (__u64)LB_PHASE_UNCONFIRMED << LB_STATE_PHASE_SHIFT |
 	       (proto == IPPROTO_UDP ? LB_STATE_UDP : 0) | (__u64)tag << LB_STATE_TAG_SHIFT |
-	       (__u64)nexthop << LB_STATE_NEXTHOP_SHIFT | (__u64)now << LB_STATE_SEEN_SHIFT;
+	       (__u64)now << LB_STATE_SEEN_SHIFT;
 }
 
 /* The clock of client affinity, which must not wrap within months; the table's is its low half. */

@@ -14,8 +14,7 @@ static __always_inline int lb_may_be_client(__be32 addr)
 /* A packet that belongs to no usable connection (`old` is the state of one that is not usable, or 0): may it open one?
  * Returns minus the reason of a drop, or the backend.
  */
-static __always_inline int lb_admit(struct xdp_md *ctx, struct lb_packet *pkt, struct lb_hop *hop, __u16 service,
-				    __u64 hash, __u64 old)
+static __always_inline int lb_admit(struct lb_packet *pkt, __u16 service, __u64 hash, __u64 old)
 {
 	struct lb_new new = {
 		.hash = hash,
@@ -32,10 +31,6 @@ static __always_inline int lb_admit(struct xdp_md *ctx, struct lb_packet *pkt, s
 		return -LB_DROP_RST_UNKNOWN;
 	if (!lb_may_be_client(new.client) || new.client == pkt->ip->daddr)
 		return -LB_DROP_BAD_SOURCE;
-	/* For its index alone. Here and not where the entry is made: the verifier allows that no more stack. */
-	if (!lb_profile.stack)
-		lb_hop_by_fib(ctx, hop, pkt->ip->daddr, new.client);
-	new.nexthop = hop->index;
 	backend = lb_connect(&new);
 	pkt->new_connection = new.made;
 	return backend;
@@ -94,7 +89,7 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 		if (!lb_confirms_blindly(ctx, pkt, state))
 			lb_conn_update(conn, key, state, pkt, backend, 0);
 	} else {
-		chosen = lb_admit(ctx, pkt, &hop, service, hash, state);
+		chosen = lb_admit(pkt, service, hash, state);
 		if (chosen <= 0)
 			return -chosen;
 		index = chosen;

@@ -10,11 +10,10 @@ struct lb_new {
 	__be32 client;
 	__be16 client_port;
 	__u16 service;
-	__u16 nexthop;	/* towards the client; 0: not known yet */
 	__u16 now;
 	__u8 proto;
 	__u8 made;	/* out: the entry is this packet's, not another CPU's */
-	__u16 reserved;
+	__u32 reserved;
 };
 
 static __always_inline int lb_new_refer(struct lb_conn_ref *ref, const struct lb_new *new)
@@ -164,7 +163,7 @@ __noinline int lb_connect(struct lb_new *new)
 		backend = lb_select(new);
 	if (backend < 0)
 		return backend;
-	state = lb_state_new(backend, ref.tag, new->nexthop, new->proto, new->now);
+	state = lb_state_new(backend, ref.tag, new->proto, new->now);
 	state = lb_state_count(state, lb_backend_flags_of(backend));
 
 	conn = lb_conn_find(&ref, &old);

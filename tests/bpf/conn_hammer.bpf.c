@@ -150,7 +150,7 @@ static __always_inline __u64 hammer_new_state(__u64 key, __u8 tag, __u32 stamp)
 	__u64 mixed = hammer_mix(key);
 	__u16 nexthop = mixed & 2 ? hammer_nexthop(mixed, stamp) : 0;
 	struct lb_backend *row = hammer_row(hammer_backend(mixed));
-	__u64 state = lb_state_new(hammer_backend(mixed), tag, nexthop, hammer_proto(mixed), stamp);
+	__u64 state = lb_state_via(lb_state_new(hammer_backend(mixed), tag, hammer_proto(mixed), stamp), nexthop);
 
 	return lb_state_count(state, row ? LB_READ_ONCE(row->flags) : 0);
 }

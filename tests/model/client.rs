@@ -48,14 +48,12 @@ impl Machine {
         if is_bad_source(packet.source, packet.destination) {
             return Err(Reason::DropBadSource);
         }
-        let next_hop = self.next_hop_of_new(packet.source);
         let backend = self.select(arrival, packet, service)?;
         let new = self.with_counted(State {
             backend,
             phase: Phase::Unconfirmed,
             udp: packet.protocol == UDP,
             tag: self.candidates(key).tag,
-            next_hop,
             seen: arrival.clock(),
             ..FREE
         });

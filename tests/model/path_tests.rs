@@ -1,7 +1,7 @@
 //! The way of packets through the world: next hops, refusals, lives of connections.
 
 use crate::lab::{
-    A, B, BACKEND_MAC, CLIENT, CLIENT_MAC, INSIDE, OUTSIDE, VIP, WEB, enter, found, key, machine, open, tcp,
+    A, B, BACKEND_MAC, CLIENT, CLIENT_MAC, INSIDE, OUTSIDE, VIP, WEB, enter, found, key, machine, tcp,
     tcp_with,
 };
 use crate::machine::Machine;
@@ -60,11 +60,11 @@ fn new_entries_are_as_documented() {
     let mut machine = machine();
     from_client(&mut machine, ACK);
     let state = found(&machine, key(CLIENT, WEB)).expect("any packet but a RST opens");
-    assert_eq!((state.backend, state.phase, state.next_hop, state.seen), (1, Phase::Unconfirmed, 2, 5));
+    assert_eq!((state.backend, state.phase, state.next_hop, state.seen), (1, Phase::Unconfirmed, 0, 5));
     assert!(!state.udp && !state.counted && !state.expired && !state.client_closed && !state.backend_closed);
-    machine.world.stack = true;
-    open(&mut machine, (CLIENT.0, 1), 5);
-    assert_eq!(found(&machine, key((CLIENT.0, 1), WEB)).map(|state| state.next_hop), Some(0));
+    reply(&mut machine, SYN | ACK);
+    let noted = |machine: &Machine| found(machine, key(CLIENT, WEB)).map(|state| state.next_hop);
+    assert_eq!(noted(&machine), Some(2), "by the first reply");
 }
 
 #[test]

@@ -75,19 +75,6 @@ impl Machine {
         (way, 0)
     }
 
-    /// What a new entry notes of the way to its client: an index, or 0.
-    pub fn next_hop_of_new(&self, client: Ipv4Addr) -> u16 {
-        if self.world.stack {
-            return 0;
-        }
-        match *self.route(client) {
-            Fib::Found { interface, destination, .. } => {
-                self.world.neighbours.get(&(interface, destination)).copied().unwrap_or(0)
-            }
-            Fib::NoNeighbour | Fib::Failed => 0,
-        }
-    }
-
     fn route(&self, client: Ipv4Addr) -> &Fib {
         self.world.routes.get(&client).unwrap_or(&self.world.default_route)
     }

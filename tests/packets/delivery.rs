@@ -144,7 +144,8 @@ fn root_renewed_rows_are_taken_up_by_connections() {
 fn root_a_row_is_used_again_only_when_no_connection_names_it() {
     lab(setup(Profile::NATIVE), |lab| {
         let old = lab.neighbour(CLIENT_MAC);
-        lab.reaches_backend("a connection that notes the row", &tcp(CLIENT, VIP, "S"), 0);
+        lab.reaches_backend("a connection", &tcp(CLIENT, VIP, "S"), 0);
+        lab.reaches_client("whose answer notes the row", &reply(0, CLIENT, "SA"), CLIENT_MAC);
         // Sweeps as the running process does; the rows that are in use then.
         let swept = |lab: &mut Lab| {
             let sweeper = Sweeper::new(lab.plane.tables().walked(), *lab.plane.settings(), 1000);

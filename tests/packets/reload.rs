@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 use std::thread::sleep;
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount, umount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use xdp_lb::dataplane::{Attached, Egress, Left, Mode, NextHop, PinDir, Plane, Profile, Request, TakeOver};
 use xdp_lb::model::{Protocol, Scheduler, Service, Timeouts};
@@ -183,7 +183,8 @@ fn with_pins(test: impl FnOnce(&std::path::Path)) {
     let _ = mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none);
     mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
     test(&dir.path().join("pins"));
-    umount(dir.path()).unwrap();
+    // Detached: a process that another thread is just starting may hold a copy of a descriptor for an instant.
+    umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
 }
 
 /// Services, backends and rings that the tables have no room for: larger ones are filled from them.
