@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all deps build demo test fuzz mutants verify status install uninstall clean fmt lint vmlinux help
+.PHONY: all deps build demo test bench bench-table flood fuzz mutants verify status install uninstall clean fmt lint vmlinux help
 
 all: build ## build (the default)
 
@@ -48,6 +48,15 @@ else
 		set -x; $(CARGO) test --locked; \
 	fi
 endif
+
+bench: deps ## measure what each packet costs, two minutes (ARGS='--quick' or parts of names)
+	$(CARGO) bench --locked --bench packets $(AS_ROOT) -- $(ARGS)
+
+bench-table: deps ## put the connection table under pressure, by simulation (half an hour; ARGS='--quick')
+	$(CARGO) bench --locked --bench table $(AS_ROOT) -- $(ARGS)
+
+flood: deps ## the floods of the tests, five times as long
+	XDP_LB_FLOOD_FACTOR=50 $(CARGO) test --locked --test e2e_floods $(AS_ROOT) -- --nocapture --include-ignored
 
 fuzz: deps ## compare the program with the reference model: SEED=1, N=1000000 packets
 	XDP_LB_FUZZ_SEED=$(or $(SEED),1) XDP_LB_FUZZ_PACKETS=$(or $(N),1000000) \
@@ -95,5 +104,5 @@ vmlinux: ## regenerate src/bpf/vmlinux.h from the running kernel's types (needs 
 	mv src/bpf/vmlinux.h.new src/bpf/vmlinux.h
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | \
-		while IFS="$$(printf '\t')" read -r target line; do printf '  make %-10s %s\n' "$$target" "$$line"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | \
+		while IFS="$$(printf '\t')" read -r target line; do printf '  make %-12s %s\n' "$$target" "$$line"; done

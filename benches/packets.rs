@@ -3,7 +3,7 @@
 //!
 //! Figures are nanoseconds of the thread's CPU time for each packet, less those of a program that only parses the frame
 //! and sends it back, run in the same rounds. After each run the program's counters must say that every packet took the
-//! way that the case is about; else the benchmark fails.
+//! way that the case is about; else the benchmark fails. `cargo test` runs each case once, for the sake of that.
 
 #[path = "packets/case.rs"]
 mod case;
@@ -49,6 +49,7 @@ pub struct Effort {
 
 const FULL: Effort = Effort { rounds: 12, repeats: 300_000, most: 1_000_000 };
 const QUICK: Effort = Effort { rounds: 3, repeats: 100_000, most: 100_000 };
+const ONCE: Effort = Effort { rounds: 1, repeats: 10_000, most: 10_000 };
 
 const USAGE: &str = "packets [--quick] [--rounds N] [PART OF A CASE'S NAME...]";
 
@@ -84,36 +85,66 @@ impl Arguments {
     }
 }
 
+/// Under `cargo test`, whose arguments are for other tests.
+fn once() -> Result<()> {
+    if !geteuid().is_root() || env::args().skip(1).any(|word| !word.starts_with('-')) {
+        println!("SKIPPED: the benchmark needs root, and no name of a test");
+        return Ok(());
+    }
+    in_namespace(|| {
+        let results = test_runs(&Arguments { effort: ONCE, filters: Vec::new() })?;
+        println!("each of {} kinds of packets took its way", results.len());
+        Ok(())
+    })
+}
+
 fn main() -> Result<()> {
+    if !env::args().any(|word| word == "--bench") {
+        return once();
+    }
     let arguments = Arguments::parse()?;
     ensure!(
         geteuid().is_root(),
         "the benchmark loads programs and makes a network namespace: run it as root"
     );
-    // A namespace for this thread alone, which ends with it.
+    in_namespace(move || run(&arguments))
+}
+
+/// In a namespace for one thread alone, which ends with it.
+fn in_namespace(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
     let worker = std::thread::spawn(move || {
         pin_to_one_cpu()?;
         unshare(CloneFlags::CLONE_NEWNET).context("could not make a network namespace")?;
-        run(&arguments)
+        lab::network();
+        work()
     });
     worker.join().map_err(std::panic::resume_unwind)?
 }
 
+fn test_runs(arguments: &Arguments) -> Result<Vec<measure::Measured>> {
+    with_wrapper(|object| measure::test_runs(arguments.effort, object, |name| arguments.wants(name)))
+}
+
+/// With the wrapper, compiled.
+fn with_wrapper<T>(measure: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let directory = tempfile::tempdir().context("could not make a temporary directory")?;
+    let object = directory.path().join("packets.o");
+    wrapper::compile("benches/bpf/packets.bpf.c", &object)?;
+    measure(&object)
+}
+
 fn run(arguments: &Arguments) -> Result<()> {
     let effort = arguments.effort;
-    lab::network();
     let out = output()?;
     let machine = report::Machine::look()?;
     println!("{machine}");
     println!("{} rounds of up to {} packets of each kind\n", effort.rounds, effort.repeats);
-    let directory = tempfile::tempdir().context("could not make a temporary directory")?;
-    let object = directory.path().join("packets.o");
-    wrapper::compile("benches/bpf/packets.bpf.c", &object)?;
-    let results = measure::test_runs(effort, &object, |name| arguments.wants(name))?;
+    let results = test_runs(arguments)?;
     if !results.is_empty() {
         println!("{}", report::table(&results));
     }
-    let live = if arguments.wants("live") { Some(live::measure(effort, &object)?) } else { None };
+    let live =
+        arguments.wants("live").then(|| with_wrapper(|object| live::measure(effort, object))).transpose()?;
     if let Some(live) = &live {
         println!("{}", report::live(live));
     }
