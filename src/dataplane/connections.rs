@@ -186,7 +186,8 @@ impl<'a> Sweeper<'a> {
 
     /// What a sweep makes of an entry.
     fn swept(&self, bucket: usize, slot: usize, key: u64, state: State, flags: u8) -> State {
-        if self.hidden(bucket, slot, key) {
+        // Of those that have ended none is in anybody's way, and there are many.
+        if state.is_live() && self.hidden(bucket, slot, key) {
             return State(0);
         }
         let expires = !state.expired() && state.over_timeout(self.now, &self.settings.timeout);

@@ -43,15 +43,12 @@ impl Machine {
 
     fn sweep_entry(&mut self, at: Slot, now: u16, census: &mut Census, alive: &mut BTreeSet<Key>) {
         let key = Key::unpack(self.connections[at.bucket][at.slot].key);
-        if self.is_hidden(key, at) {
-            self.swap(at, FREE);
-            return;
-        }
         let state = self.state_at(at);
         let over = age_in_walk(now, state.seen) > self.timeout(state);
         let next_hop = if self.valid_row(state.next_hop).is_some() { state.next_hop } else { 0 };
         let swept = self.with_counted(State { expired: state.expired || over, next_hop, ..state });
-        self.swap(at, swept);
+        let hidden = state.is_live() && self.is_hidden(key, at);
+        self.swap(at, if hidden { FREE } else { swept });
 
         if swept.expired || swept.phase == Phase::Closed {
             census.replaceable += 1;
@@ -63,6 +60,9 @@ impl Machine {
             return;
         }
         census.confirmed += 1;
+        if hidden {
+            return;
+        }
         if self.world.backends.get(&swept.backend).is_some_and(|backend| backend.sticky) {
             alive.insert(key);
         }

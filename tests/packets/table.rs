@@ -1,6 +1,6 @@
 //! Several services, shared backends, and what the control plane's walk over the table sees.
 
-use xdp_lb::dataplane::types::lb_service;
+use xdp_lb::dataplane::types::{lb_service, lb_state_layout};
 use xdp_lb::dataplane::{Reason, Sweeper};
 use xdp_lb::model::{Protocol, Scheduler};
 
@@ -166,6 +166,24 @@ fn root_both_sides_agree_where_a_connection_lies() {
         rows.set(second, row).unwrap();
         sweeper.sweep(|_| {});
         assert_eq!(rows.get(second).unwrap().conn[free].state, 0);
+    });
+}
+
+/// A writer that was held up between its claim and the key it stores: the slot may be another's by then.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_key_with_the_state_of_another_is_not_found() {
+    lab(Setup::default(), |lab| {
+        lab.reaches_backend("a connection", &tcp(CLIENT, VIP, "S"), 0);
+        let rows = &lab.plane.tables().connections;
+        let (bucket, slot) = (0..rows.len())
+            .flat_map(|bucket| (0..4).map(move |slot| (bucket, slot)))
+            .find(|(bucket, slot)| rows.get(*bucket).unwrap().conn[*slot].state != 0)
+            .unwrap();
+        let mut row = rows.get(bucket).unwrap();
+        row.conn[slot].state ^= 1 << lb_state_layout::LB_STATE_TAG_SHIFT.0;
+        rows.set(bucket, row).unwrap();
+        lab.reaches_backend("its next packet opens another", &tcp(CLIENT, VIP, "A"), 1);
     });
 }
 
