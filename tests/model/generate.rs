@@ -28,11 +28,13 @@ struct Script {
 pub struct Generator {
     rng: Rng,
     script: Option<Script>,
+    /// To be retransmitted.
+    last: Option<Sent>,
 }
 
 impl Generator {
     pub fn new(seed: u64) -> Generator {
-        Generator { rng: Rng::with_seed(seed), script: None }
+        Generator { rng: Rng::with_seed(seed), script: None, last: None }
     }
 
     /// The next thing to happen, knowing what is in the model's table.
@@ -43,7 +45,8 @@ impl Generator {
         match self.rng.u32(0..1000) {
             0..400 => self.damaged(machine, Self::request),
             400..640 => self.damaged(machine, Self::answer),
-            640..700 => self.damaged(machine, Self::stray),
+            640..690 => self.damaged(machine, Self::stray),
+            690..700 => self.last.clone().map_or_else(|| self.time(machine), Op::Frame),
             700..800 => {
                 let (client, service) = (self.client(), self.service(machine));
                 self.script = Some(Script { client, service, stage: 0 });
@@ -270,6 +273,7 @@ impl Generator {
                 sent.edits.push(edit);
             }
         }
+        self.last = Some(sent.clone());
         Op::Frame(sent)
     }
 
