@@ -53,10 +53,9 @@ MUTANTS = [
     ("ttl-left-out-of-the-checksum", "nat.h", "addr_diff + lb_csum_diff16(before, after)", "addr_diff"),
     ("too-big-by-one", "nat.h", "pkt->ip_len > hop->mtu", "pkt->ip_len >= hop->mtu"),
     ("too-big-for-the-kernel-too", "nat.h", "if (!stack_reason && pkt->ip_len > hop->mtu)", "if (pkt->ip_len > hop->mtu)"),
-    ("tcp-header-beyond-the-packet", "parse.h",
-     "if ((void *)(tcp + 1) > end || pkt->l4_len < sizeof(*tcp))", "if ((void *)(tcp + 1) > end)"),
-    ("tcp-header-beyond-the-frame", "parse.h",
-     "if ((void *)(tcp + 1) > end || pkt->l4_len < sizeof(*tcp))", "if (!end || pkt->l4_len < sizeof(*tcp))"),
+    ("tcp-header-beyond-the-packet", "parse.h", "if (tcp->doff < 5 || tcp->doff * 4 > pkt->l4_len)", "if (tcp->doff < 5)"),
+    ("tcp-header-too-short", "parse.h", "if (tcp->doff < 5 || tcp->doff * 4 > pkt->l4_len)", "if (tcp->doff * 4 > pkt->l4_len)"),
+    ("tcp-header-beyond-the-frame", "parse.h", "if ((void *)(tcp + 1) > end)", "if (!end)"),
     ("udp-length-not-checked", "parse.h",
      "if (len < sizeof(*udp) || (len > pkt->l4_len && !pkt->first_fragment))", "if (len < sizeof(*udp))"),
     ("total-length-not-checked", "parse.h",
@@ -70,6 +69,7 @@ MUTANTS = [
     ("second-line-never-searched", "service.h",
      "if (entry || !bucket->entry[LB_SERVICES_PER_BUCKET - 1].used)\n\t\treturn entry;",
      "if (entry || bucket)\n\t\treturn entry;"),
+    ("second-origin-never-searched", "service.h", "if (!origin->proto)\n\t\treturn NULL;", "if (origin)\n\t\treturn NULL;"),
     ("state-before-the-claim", "conn.h",
      "\t\tif (!(lb_conn_rate(old, now) >> LB_RANK_SHIFT) || !lb_conn_swap(conn, old, claimed))\n\t\t\tcontinue;\n"
      "\t\tLB_WRITE_ONCE(conn->key, ref->key);\n"

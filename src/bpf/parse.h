@@ -58,8 +58,9 @@ static __always_inline int lb_parse_tcp(struct lb_packet *pkt, void *end)
 {
 	struct tcphdr *tcp = pkt->l4;
 
-	if ((void *)(tcp + 1) > end || pkt->l4_len < sizeof(*tcp))
+	if ((void *)(tcp + 1) > end)
 		return LB_DROP_MALFORMED;
+	/* Which says, too, that there are 20 bytes. */
 	if (tcp->doff < 5 || tcp->doff * 4 > pkt->l4_len)
 		return LB_DROP_MALFORMED;
 	pkt->sport = tcp->source;

@@ -169,6 +169,25 @@ fn root_both_sides_agree_where_a_connection_lies() {
     });
 }
 
+/// So many that some lie in the second of their two lines of the directory.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_each_of_many_services_and_backends_is_found() {
+    const SERVICES: u8 = 200;
+    let vip = |n: u8| address([192, 168, 7, n], 80);
+    let services =
+        (0..SERVICES).map(|n| service(vip(n), Protocol::Tcp, Scheduler::RoundRobin, &[(n, 1)])).collect();
+    lab(Setup { services, ..Setup::default() }, move |lab| {
+        for n in 0..SERVICES {
+            lab.reaches_backend("a client's", &tcp(CLIENT, vip(n), "S"), n);
+            let answer = reply(n, CLIENT, "SA");
+            let after = answer.clone().from(vip(n)).ttl(63).macs(CLIENT_MAC, LB_MAC).bytes();
+            let then = (Verdict::Redirect, "sent to_client");
+            lab.expect("its backend's", lab.back, &answer.bytes(), then, &after);
+        }
+    });
+}
+
 /// A writer that was held up between its claim and the key it stores: the slot may be another's by then.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
