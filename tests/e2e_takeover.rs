@@ -399,6 +399,11 @@ fn set_abi(abi: u32) -> Result<()> {
     Ok(settings.update(&key, &value, MapFlags::ANY)?)
 }
 
+/// The directory that packets of the program which uses this table find.
+fn directory_in(table: &MapHandle) -> Result<Vec<u8>> {
+    table.lookup(&0u32.to_ne_bytes(), MapFlags::ANY)?.context("no directory")
+}
+
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_tables_of_other_versions() -> Result<()> {
@@ -410,14 +415,15 @@ fn root_tables_of_other_versions() -> Result<()> {
         let webs = kept.iter_mut().map(KeepAlive::ask).collect::<Result<Vec<_>>>()?;
         assert_eq!(lb.stop(Signal::SIGKILL)?, None);
 
-        // One that is known is converted.
+        // One that is known is converted. Its program runs until it is swapped, and must find its own directory until then:
+        // another version's may be laid out in another way.
         set_abi(1)?;
+        let old = MapHandle::from_pinned_path(format!("{PIN_DIR}/directory"))?;
+        let before = directory_in(&old)?;
         let mut lb = Balancer::start(lab, &args())?;
-        assert!(
-            lb.process.stderr().contains("filled from the old ones: settings"),
-            "{}",
-            lb.process.stderr()
-        );
+        assert_eq!(directory_in(&old)?, before, "the old program's directory was changed under it");
+        let said = lb.process.stderr();
+        assert!(said.contains("filled from the old ones: ") && said.contains("directory"), "{said}");
         for (connection, web) in kept.iter_mut().zip(&webs) {
             assert_eq!(&connection.ask()?, web);
         }

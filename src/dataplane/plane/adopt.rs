@@ -167,12 +167,12 @@ fn tables_that_stay(set: &TableSet, capacity: &Capacity) -> Result<BTreeMap<&'st
     };
     let same_directory =
         (set.settings.service_buckets, set.settings.origins) == (capacity.service_buckets, capacity.origins);
-    let mut configuration_stays = same_directory;
+    // Programs of two versions may lay a directory out in different ways, and the old one runs until it is swapped.
+    let mut configuration_stays = same_directory && set.settings.abi == ABI;
     for name in CONFIGURATION {
         configuration_stays &= fits(name)?;
     }
-    let settings_stay =
-        set.settings.abi == ABI && set.settings.buckets == capacity.buckets && configuration_stays;
+    let settings_stay = set.settings.buckets == capacity.buckets && configuration_stays;
     let mut there = BTreeMap::new();
     for (name, map) in &set.maps {
         let stays = match *name {
