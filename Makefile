@@ -58,7 +58,7 @@ bench-table: deps ## put the connection table under pressure, by simulation (hal
 flood: deps ## the floods of the tests, five times as long
 	XDP_LB_FLOOD_FACTOR=50 $(CARGO) test --locked --test e2e_floods $(AS_ROOT) -- --nocapture --include-ignored
 
-fuzz: deps ## compare the program with the reference model: SEED=1, N=1000000 packets
+fuzz: deps ## compare program and reference model: SEED=1, N=1000000 packets (10 s after a release build)
 	XDP_LB_FUZZ_SEED=$(or $(SEED),1) XDP_LB_FUZZ_PACKETS=$(or $(N),1000000) \
 		$(CARGO) test --release --locked --test model $(AS_ROOT) -- --nocapture --include-ignored root_the_program_agrees
 

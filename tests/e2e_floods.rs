@@ -145,13 +145,15 @@ fn root_floods() -> Result<()> {
     allow_files(connections + 1024)?;
     in_lab(move |lab| {
         let scene = Scene::set(lab, connections, factor, rate)?;
-        println!("| flood | packets | a second | lost | new connections | counted as | recovery |");
-        println!("| --- | --- | --- | --- | --- | --- | --- |");
+        println!("| flood | packets | a second | new connections | counted as | recovery |");
+        println!("| --- | --- | --- | --- | --- | --- |");
         for (n, flood) in (1..).zip(floods()) {
             scene.flood(&flood, n).with_context(|| format!("flood: {}", flood.name))?;
         }
         let now = scene.conversations.answers();
-        scene.conversations.all_answered_since(&now, PATIENCE)
+        scene.conversations.all_answered_since(&now, PATIENCE)?;
+        println!("all {} connections go on", now.len());
+        Ok(())
     })
 }
 
@@ -264,7 +266,7 @@ impl<'a> Scene<'a> {
         self.conversations.all_answered_since(&answers, PATIENCE)?;
         let hit = aim.map(|(table, aimed)| table.hit(&aimed)).transpose()?;
         println!(
-            "| {} | {} | {:.0} k | 0 | {} | {}{} | {recovery:.1?} |",
+            "| {} | {} | {:.0} k | {} | {}{} | {recovery:.1?} |",
             flood.name,
             counted.arrived,
             counted.arrived as f64 / sent.took.as_secs_f64() / 1e3,

@@ -22,6 +22,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BPF = "src/bpf/"
 QUICK = ["packets", "model", "conn_hammer", "rings"]
+# In the last stage: a test that looks for lines of the source fails whatever was done to them.
+LOOK_AT_SOURCES = ["the_check_can_fail"]
 # A mutant that makes a test wait for ever is caught, too.
 TIMEOUT = 1800
 
@@ -125,6 +127,10 @@ MUTANTS = [
     ("replies-of-any-backend", "reply.h", "if (conn && lb_state_backend(state) == pair.backend)", "if (conn)"),
     ("client-next-hop-never-renewed", "reply.h", "hop.index != known ? hop.index : 0", "known ? 0 : hop.index"),
     ("no-tx-ignored", "stats.h", "if (pkt->out_ifindex == ctx->ingress_ifindex && !pkt->no_tx)", "if (pkt->out_ifindex == ctx->ingress_ifindex)"),
+    ("the-client-asked-for-not-its-gateway", "nexthop.h", "lb_hop_unresolved(fib.ipv4_dst, fib.ifindex);", "lb_hop_unresolved(daddr, fib.ifindex);"),
+    ("update-of-a-slot-given-away", "conn.h", "if (LB_READ_ONCE(conn->key) != key || (seen ^ state) & (LB_STATE_BACKEND | LB_STATE_TAG) ||", "if (LB_READ_ONCE(conn->key) != key ||"),
+    ("header-checksum-not-asked-for", "partial.h", "if (!lb_csum_whole(ctx, pkt->l4_offset - header, header, 0))", "if (header > 60)"),
+    ("partial-in-spite-of-the-udp-length", "partial.h", "if (pkt->proto == IPPROTO_UDP && bpf_ntohs(pkt->udp->len) != pkt->l4_len)", "if (0)"),
     ("retired-next-hops-used", "nexthop.h", "if (!(flags & LB_NEXTHOP_VALID))", "if (0)"),
     ("replies-counted-as-requests", "stats.h", "pkt->to_client ? &counters->to_client : &counters->to_backend", "&counters->to_backend"),
     ("ended-connections-stay-in-the-load", "conn.h", "__sync_fetch_and_add(&load->ended, 1);", "(void)load;"),
@@ -160,11 +166,15 @@ def named(suites):
 
 def catch(tree, target, quick):
     """Returns (suite, test) of what catches the fault that is planted, None if nothing does; raises if it does not compile."""
-    if (built := cargo(tree, target, "--no-run", *named(QUICK))).returncode:
+    if (built := cargo(tree, target, "--no-run", *named([*QUICK, "verifier"]))).returncode:
         raise ValueError("it does not compile:\n" + "\n".join(built.stdout.splitlines()[-20:]))
+    # What the kernel refuses says nothing about the tests.
+    if cargo(tree, target, "--test", "verifier", "root_every_profile_is_verified").returncode:
+        return "verifier", "the kernel refuses it"
     for suite in [*QUICK, *([] if quick else [None])]:
         try:
-            run = cargo(tree, target, *named([suite] if suite else []))
+            rest = [] if suite else ["--", *[word for test in LOOK_AT_SOURCES for word in ("--skip", test)]]
+            run = cargo(tree, target, *named([suite] if suite else []), *rest)
         except subprocess.TimeoutExpired:
             return suite or "all", "(it never ended)"
         if run.returncode:

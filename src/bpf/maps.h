@@ -97,7 +97,7 @@ struct {
 	__type(value, struct lb_nexthop);
 } nexthops SEC(".maps");
 
-/* Which next hop a neighbour is; met by new connections only. */
+/* Which next hop a neighbour is; met by the first reply of a connection. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -71,7 +71,7 @@ static __always_inline void lb_hop_unresolved(__be32 neighbour, __u32 ifindex)
 }
 
 /* Asks the FIB for the way from `saddr` to `daddr`. Returns as lb_hop_of_index. A function that the verifier checks once,
- * on its own: only packets of new connections, and those to a neighbour without an index, come here.
+ * on its own: only the first reply of a connection, and those to a neighbour without an index, come here.
  */
 __noinline int lb_hop_by_fib(struct xdp_md *ctx, struct lb_hop *hop, __be32 saddr, __be32 daddr)
 {

@@ -90,6 +90,14 @@ fn root_an_unknown_client_neighbour_is_left_to_the_kernel_and_asked_for() {
         lab.expect("translated, not addressed", lab.back, &frame.bytes(), then, &after);
         assert_eq!(lab.plane.take_unresolved(), [(lab.front, *SILENT_CLIENT.ip())]);
         assert_eq!(lab.plane.take_unresolved(), []);
+
+        // Behind a gateway it is the gateway that is asked for.
+        ip("neighbour del 192.168.1.254 dev front");
+        lab.reaches_backend("a client behind a gateway", &tcp(FAR_CLIENT, VIP, "S"), 1);
+        let frame = reply(1, FAR_CLIENT, "SA");
+        let after = frame.clone().from(VIP).bytes();
+        lab.expect("which nobody knows", lab.back, &frame.bytes(), then, &after);
+        assert_eq!(lab.plane.take_unresolved(), [(lab.front, [192, 168, 1, 254].into())]);
     });
 }
 
