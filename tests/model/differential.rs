@@ -11,10 +11,10 @@ use super::machine::{BackendCounters, Entry, Machine, Record};
 use super::packets::lab::{Lab, Verdict as Seen, backend_mac};
 use super::scenario::{NEIGHBOURS, Scenario, refresh, set_valid, world};
 use super::sequence::{Hop, Op, Sent, hex};
-use super::world::{Sends, State, Verdict, World};
+use super::world::{Mac, Sends, State, Verdict, World};
 
 /// The clock at the beginning of each sequence.
-const START: u32 = 100_000;
+pub const START: u32 = 100_000;
 
 type Reasons = BTreeMap<String, (u64, u64)>;
 
@@ -119,25 +119,28 @@ impl Twin<'_> {
             Op::Hop { row, hop } => {
                 self.set_hop(*row, *hop);
                 refresh(&mut self.machine.world, self.lab);
-                match hop {
-                    Hop::Known => format!("lab.reach(lab.row({row}), Some(its MAC), lab.back);"),
-                    Hop::Unknown => format!("lab.reach(lab.row({row}), None, lab.back);"),
-                    Hop::Front => format!("lab.reach(lab.row({row}), Some(its MAC), lab.front);"),
-                }
+                let (mac, interface) = self.way(*row, *hop);
+                format!("let row = lab.row({row});\n        lab.reach(row, {mac:?}, {interface});")
             }
             Op::Egress { front, sends } => {
                 let interface = if *front { self.lab.front } else { self.lab.back };
                 set_egress(self.lab, &mut self.machine.world, interface, *sends);
                 refresh(&mut self.machine.world, self.lab);
-                format!("lab.egress({interface}, (redirect, tx) = {sends:?});")
+                let sends = sends.map(|(redirect, tx)| Egress { redirect, tx });
+                format!("lab.egress({interface}, {sends:?});")
             }
-            Op::Neighbour { which, valid } => {
-                if let Some(index) = self.rows.get(*which) {
+            Op::Neighbour { which, valid } => match self.rows.get(*which) {
+                None => String::new(),
+                Some(index) => {
                     set_valid(self.lab, *index, *valid);
                     refresh(&mut self.machine.world, self.lab);
+                    let change = if *valid { "fetch_or(1" } else { "fetch_and(!1" };
+                    format!(
+                        "let flags = lab.plane.tables().nexthops.byte({index}, std::mem::offset_of!(lb_nexthop, flags));\n        \
+                         flags.unwrap().{change}, std::sync::atomic::Ordering::Relaxed);"
+                    )
                 }
-                format!("// the neighbour's row {which} is valid: {valid}")
-            }
+            },
         };
         match self.table_differences() {
             what if what.is_empty() => Ok(row),
@@ -152,13 +155,11 @@ impl Twin<'_> {
         *self.met.entry(outcome.reason).or_default() += 1;
         let program = self.lab.plane.program(self.lab.profile).unwrap();
         let (verdict, out) = program.test_run(&bytes, interface).unwrap();
-        let after = if outcome.frame == bytes { "the same".to_owned() } else { hex(&outcome.frame) };
-        let row = format!(
-            "lab.expect(\"..\", lab.{name}, &{}, (Verdict::{:?}, \"{}\"), {after});",
-            sent.row(),
-            outcome.verdict,
-            outcome.reason
-        );
+        let then = format!("(Verdict::{:?}, {:?})", outcome.verdict, outcome.reason);
+        let row = match outcome.frame == bytes {
+            true => format!("lab.untouched(\"..\", lab.{name}, {}, {then});", sent.row()),
+            false => format!("lab.expect(\"..\", lab.{name}, {}, {then}, &{:?});", sent.row(), outcome.frame),
+        };
         let expected = match outcome.verdict {
             Verdict::Drop => Seen::Drop,
             Verdict::Pass => Seen::Pass,
@@ -208,14 +209,17 @@ impl Twin<'_> {
     }
 
     fn set_hop(&mut self, row: usize, hop: Hop) {
-        let id = self.lab.row(row);
-        let mac = backend_mac(id.address.ip().octets()[3] - 10);
-        let (mac, interface) = match hop {
+        let (mac, interface) = self.way(row, hop);
+        self.lab.reach(self.lab.row(row), mac, interface);
+    }
+
+    fn way(&self, row: usize, hop: Hop) -> (Option<Mac>, u32) {
+        let mac = backend_mac(self.lab.row(row).address.ip().octets()[3] - 10);
+        match hop {
             Hop::Known => (Some(mac), self.lab.back),
             Hop::Unknown => (None, self.lab.back),
             Hop::Front => (Some(mac), self.lab.front),
-        };
-        self.lab.reach(id, mac, interface);
+        }
     }
 
     /// Connections, loads and rotations are looked at after each step; they are mapped memory.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use xdp_lb::dataplane::Reason;
 
-use super::differential::{Disagreement, Twin};
+use super::differential::{Disagreement, START, Twin};
 use super::generate::Generator;
 use super::packets::lab::lab;
 use super::scenario::{Scenario, all};
@@ -133,10 +133,17 @@ fn report(twin: &mut Twin<'_>, scenario: &Scenario, seed: u64, ops: Vec<Op>, fir
         Ok(()) => (first.what.clone(), "// it does not happen again: the first time it was this".to_owned()),
     };
     rows.push(row);
+    let neighbours = if scenario.neighbours {
+        "lab.neighbour(CLIENT_MAC);\n        lab.neighbour(GATEWAY_MAC);\n        "
+    } else {
+        ""
+    };
     format!(
-        "the program and the model do not agree, profile {}, {}, sequence {seed:#x}:\n\n    {}\n\nBut {what}",
+        "the program and the model do not agree, profile {}, {}, sequence {seed:#x}: {what}\n\n\
+         #[test]\n#[cfg_attr(not(root), ignore = \"needs root\")]\nfn root_found_by_chance() {{\n{scenario}\n    \
+         lab(setup, |lab| {{\n        lab.long_clock({START});\n        {neighbours}{}\n    }});\n}}\n",
         scenario.profile.name(),
         scenario.name,
-        rows.join("\n    ")
+        rows.join("\n        ")
     )
 }

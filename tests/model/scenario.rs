@@ -1,6 +1,7 @@
 //! The set-ups in which the program is compared with the model, and the model's view of them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::Ordering;
@@ -19,6 +20,9 @@ pub const OTHER_VIP: SocketAddrV4 = super::packets::lab::address([192, 168, 1, 1
 /// Any secret; always the same, so that a sequence can be repeated.
 const KEY: [u64; 4] =
     [0x0f1e_2d3c_4b5a_6978, 0x8796_a5b4_c3d2_e1f0, 0x1357_9bdf_0246_8ace, 0xfdb9_7531_eca8_6420];
+
+/// Seconds.
+const STICKY: u64 = 20;
 
 /// A set-up: services, how large the table is, and whether the neighbours on the clients' side have rows.
 pub struct Scenario {
@@ -41,6 +45,34 @@ impl Scenario {
     }
 }
 
+/// What a test needs to be in the same set-up.
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "    let mut services = vec![")?;
+        for service in &self.services {
+            let backends: Vec<_> = service
+                .backends
+                .iter()
+                .map(|backend| (backend.address.ip().octets()[3] - 10, backend.weight.get()))
+                .collect();
+            let (ip, port) = (service.vip.ip().octets(), service.vip.port());
+            writeln!(
+                f,
+                "        service(address({ip:?}, {port}), Protocol::{:?}, Scheduler::{:?}, &{backends:?}),",
+                service.protocol, service.scheduler
+            )?;
+        }
+        writeln!(f, "    ];")?;
+        for n in (0..self.services.len()).filter(|n| self.services[*n].sticky.is_some()) {
+            writeln!(f, "    services[{n}].sticky = Some(std::time::Duration::from_secs({STICKY}));")?;
+        }
+        let profile =
+            format!("Profile {{ test_clock: true, ..Profile::{} }}", self.profile.name().to_uppercase());
+        let rest = format!("max_connections: {}, key: Some({KEY:?})", self.max_connections);
+        write!(f, "    let setup = Setup {{ services, profile: {profile}, {rest}, ..Setup::default() }};")
+    }
+}
+
 /// Every kind of service in every profile.
 pub fn all() -> Vec<Scenario> {
     Profile::ALL.iter().flat_map(|profile| of_profile(*profile)).collect()
@@ -52,7 +84,7 @@ fn of_profile(profile: Profile) -> Vec<Scenario> {
     let three = [(0, 1), (1, 1), (2, 1)];
     let weighted = [(0, 3), (1, 1), (2, 2)];
     let many: Vec<(u8, u8)> = (0..70).map(|n| (n, 1 + n % 3)).collect();
-    let sticky = |service: Config| Config { sticky: Some(Duration::from_secs(20)), ..service };
+    let sticky = |service: Config| Config { sticky: Some(Duration::from_secs(STICKY)), ..service };
     let both = |vip, scheduler, backends: &[(u8, u8)]| {
         vec![service(vip, Tcp, scheduler, backends), service(vip, Udp, scheduler, backends)]
     };

@@ -87,12 +87,11 @@ impl Sent {
 
     /// The frame as the tests of the packet table write it.
     pub fn row(&self) -> String {
-        let mut text = row_of(&self.frame);
-        if self.edits.is_empty() {
-            write!(text, ".bytes()").expect("a string");
-            return text;
+        let frame = row_of(&self.frame);
+        match self.edits.is_empty() {
+            true => format!("&{frame}.bytes()"),
+            false => format!("&{:?} /* {frame}, edited */", self.bytes()),
         }
-        format!("&hex(\"{}\") /* {text}, edited */", hex(&self.bytes()))
     }
 }
 
@@ -149,6 +148,7 @@ fn row_of(frame: &Frame) -> String {
     if fields.is_empty() { start } else { format!("Frame {{ {fields}..{start} }}") }
 }
 
+/// For what is said about frames.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
