@@ -1,7 +1,7 @@
 //! How connections are confirmed, closed, revived and expire.
 
 use xdp_lb::dataplane::Profile;
-use xdp_lb::dataplane::types::{lb_backend_state, lb_phase, lb_state_layout};
+use xdp_lb::dataplane::types::{lb_backend, lb_backend_state, lb_phase, lb_state_layout};
 use xdp_lb::model::{Protocol, Scheduler};
 
 use super::frame::{Checksum, tcp, udp};
@@ -359,5 +359,21 @@ fn root_udp_has_its_own_timeout() {
         lab.clock(1000 + seconds(120));
         lab.reaches_backend("two minutes later a UDP flow gives way", &tcp(port(5), VIP, "S"), 0);
         assert!(alive(lab, 3) && alive(lab, 4), "and no TCP connection");
+    });
+}
+
+/// A row that is not, or no longer, what an entry says is no backend of its connection.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_connections_of_rows_that_are_gone_are_opened_anew() {
+    lab(Setup::default(), |lab| {
+        lab.reaches_backend("a connection", &tcp(CLIENT, VIP, "S"), 0);
+        lab.state(0, lb_backend_state::LB_BACKEND_NONE);
+        lab.reaches_backend("the row is free", &tcp(CLIENT, VIP, "A"), 1);
+        let index = usize::from(lab.row(1).index);
+        let rows = &lab.plane.tables().backends;
+        let row = rows.get(index).unwrap();
+        rows.set(index, lb_backend { service: row.service + 1, ..row }).unwrap();
+        lab.reaches_backend("the row is of another service", &tcp(CLIENT, VIP, "A"), 2);
     });
 }
