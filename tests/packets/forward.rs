@@ -198,3 +198,19 @@ fn root_udp_leaves_a_backend_that_went_down() {
         lab.reaches_backend("and moves at once when it is down", &udp(CLIENT, VIP), 1);
     });
 }
+
+/// A walk round the ring wraps at its end, and does not look beyond it: eight more slots are all the others of nine.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_the_last_slot_that_is_looked_at_is_found() {
+    let nine: Vec<(u8, u8)> = (0..9).map(|n| (n, 1)).collect();
+    let services = vec![service(VIP, Protocol::Tcp, Scheduler::RoundRobin, &nine)];
+    lab(Setup { services, ..Setup::default() }, |lab| {
+        lab.reaches_backend("the first slot", &tcp(CLIENT, VIP, "S"), 0);
+        for n in 1..9 {
+            lab.state(n, lb_backend_state::LB_BACKEND_DOWN);
+        }
+        let next = address([192, 168, 1, 2], 40001);
+        lab.reaches_backend("from the second slot round to the first", &tcp(next, VIP, "S"), 0);
+    });
+}
