@@ -40,6 +40,7 @@ fn paint(
     let mut chart = ChartBuilder::on(&area)
         .caption("What a packet of an established connection costs", ("sans-serif", 18))
         .margin(12)
+        .margin_right(40)
         .x_label_area_size(42)
         .y_label_area_size(52)
         .build_cartesian_2d((1.0..most).log_scale(), 0.0..top)?;
