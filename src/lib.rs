@@ -10,9 +10,11 @@ compile_error!("xdp-lb needs Linux on x86-64: the connection table relies on the
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod egress;
+pub mod health;
 pub mod metrics;
 pub mod model;
 pub mod net;

@@ -10,7 +10,7 @@ use xdp_lb::ring::{MAGLEV_SLOTS, build};
 type Pool = Vec<(Backend, u16)>;
 
 fn backend(address: SocketAddrV4, weight: u8) -> Backend {
-    Backend { address, weight: Weight::new(weight).expect("a weight of 1 to 100") }
+    Backend::new(address, Weight::new(weight).expect("a weight of 1 to 100"))
 }
 
 /// Backends 10.1.0.1:80, 10.1.0.2:80 .. with these weights and the indexes 1, 2 ..

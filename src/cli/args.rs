@@ -67,7 +67,7 @@ pub(super) struct Run {
     /// The virtual address that clients connect to; any is TCP and UDP [default protocol: tcp]
     #[arg(long, value_name = "ADDR:PORT[/tcp|/udp|/any]")]
     pub(super) vip: Option<OsString>,
-    /// A server behind it, 1 to 64 times; weights are 1 to 100 [default weight: 1]
+    /// A server behind it, 1 to 1024 times; weights are 1 to 100 [default weight: 1]
     #[arg(long, value_name = "ADDR:PORT[:WEIGHT]")]
     pub(super) backend: Vec<OsString>,
     /// round-robin (rr), weighted-round-robin (wrr), ip-hash (sh), maglev (mh),

@@ -1,12 +1,11 @@
 //! The command line: from a process's arguments to a [`Command`], or to a [`Usage`] that says what is wrong.
 //!
-//! `args` is what clap reads, word by word; `parse` turns one word into a value; `resolve` is the only place
+//! `args` is what clap reads, word by word; [`crate::config::words`] turns one word into a value; `resolve` is the only place
 //! where the words become a [`Command`]. Nothing here does I/O except [`Usage::report`], so that bad
 //! arguments are found before anything else happens, without root too.
 
 mod args;
 mod check;
-mod parse;
 mod resolve;
 mod status;
 mod usage;
@@ -25,12 +24,6 @@ pub use status::status;
 pub use usage::Usage;
 pub use verify::verify;
 pub use veth_peer::veth_peer;
-
-/// The pin directory where `--pin-dir` does not name another.
-pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/xdp_lb";
-
-/// How many backends a service may have.
-pub const MAX_BACKENDS: usize = 64;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,17 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
-use std::time::Duration;
 
+use super::Command;
 use super::args::{Args, Run, Verb};
-use super::parse::{self, Fault, Vip};
 use super::usage::{Usage, example, extra_word, is_verb, quoted};
-use super::{Command, DEFAULT_PIN_DIR, MAX_BACKENDS};
-use crate::config::Config;
+use crate::config::words::{self as parse, Fault, Vip};
+use crate::config::{Config, DEFAULT_PIN_DIR, MAX_BACKENDS, default_socket};
 use crate::model::{Backend, Service, Timeouts};
-
-const DEFAULT_MAX_CONNECTIONS: u32 = 1_000_000;
-const DEFAULT_STATS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Gives the arguments their meaning.
 pub(super) fn resolve(args: &Args) -> Result<Command, Usage> {
@@ -60,22 +56,21 @@ fn run(args: &Run) -> Result<Config, Usage> {
         return Err(Usage::missing("--backend", "it is missing, at least one is needed"));
     }
     let service = |protocol| Service {
-        vip: vip.address,
-        protocol,
         scheduler: scheduler.unwrap_or_default(),
         sticky,
-        backends: backends.clone(),
+        timeouts,
+        ..Service::new(vip.address, protocol, backends.clone())
     };
     Ok(Config {
-        interface,
-        services: vip.protocols.iter().copied().map(service).collect(),
         xdp_mode: xdp_mode.unwrap_or_default(),
         deliver: deliver.unwrap_or_default(),
+        socket: default_socket(&pin_dir),
         pin_dir,
-        max_connections: connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
+        max_connections: connections.unwrap_or(Config::MAX_CONNECTIONS),
         timeouts,
-        stats_interval: interval.unwrap_or(Some(DEFAULT_STATS_INTERVAL)),
+        stats_interval: interval.unwrap_or(Some(Config::STATS_INTERVAL)),
         assign_vip: args.assign_vip,
+        ..Config::new(vec![interface], vip.protocols.iter().copied().map(service).collect())
     })
 }
 

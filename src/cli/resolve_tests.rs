@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
+use std::time::Duration;
 
 use super::super::parse;
 use super::*;
@@ -29,7 +30,7 @@ fn refusal(args: Vec<OsString>) -> String {
 #[test]
 fn the_shortest_run_has_the_defaults() {
     let config = config("eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080");
-    assert_eq!(config.interface, "eth0");
+    assert_eq!(config.main_interface(), "eth0");
     assert_eq!(config.services.len(), 1);
     let service = &config.services[0];
     assert_eq!((service.vip.to_string().as_str(), service.protocol), ("192.168.1.100:80", Protocol::Tcp));
@@ -60,7 +61,7 @@ fn every_option_reaches_the_model() {
          --assign-vip --max-connections 1_000 \
          --timeout-established 1h --timeout-unconfirmed 2s --timeout-closing 3s --timeout-udp 4",
     );
-    assert_eq!(config.interface, "status");
+    assert_eq!(config.main_interface(), "status");
     let protocols: Vec<_> = config.services.iter().map(|service| service.protocol).collect();
     assert_eq!(protocols, [Protocol::Tcp, Protocol::Udp]);
     for service in &config.services {
@@ -121,14 +122,14 @@ fn the_help_names_the_defaults_of_the_model() {
         ("--timeout-unconfirmed", t.unconfirmed),
         ("--timeout-closing", t.closing),
         ("--timeout-udp", t.udp),
-        ("--stats-interval", DEFAULT_STATS_INTERVAL),
+        ("--stats-interval", Config::STATS_INTERVAL),
     ] {
         let text = help.split(option).nth(1).unwrap_or_default();
         let expected = format!("[default: {}]", humantime::format_duration(default));
         let got = text.split_inclusive(']').next().unwrap_or_default();
         assert!(got.ends_with(&expected), "{option}: {got}, not {expected}");
     }
-    assert!(help.contains(&format!("[default: {DEFAULT_MAX_CONNECTIONS}]")));
+    assert!(help.contains(&format!("[default: {}]", Config::MAX_CONNECTIONS)));
     assert!(help.contains(&format!("[default: {DEFAULT_PIN_DIR}]")));
     let scheduler = Scheduler::NAMES.iter().find(|(scheduler, _, _)| *scheduler == Scheduler::default());
     assert!(scheduler.is_some_and(|(_, _, short)| help.contains(&format!("[default: {short}]"))));
@@ -242,15 +243,15 @@ fn a_word_that_may_be_meant_as_a_command_is_named() {
 }
 
 #[test]
-fn sixty_four_backends_and_not_one_more() {
+fn as_many_backends_as_may_be_and_not_one_more() {
     let line = |count: u32| {
-        let backends = (1..=count).map(|i| format!(" --backend 10.0.0.{i}:80"));
+        let backends = (1..=count).map(|i| format!(" --backend 10.0.0.1:{i}"));
         format!("eth0 --vip 10.1.1.1:80{}", backends.collect::<String>())
     };
-    assert_eq!(config(&line(64)).services[0].backends.len(), 64);
-    let got = refusal(words(&line(65)));
+    assert_eq!(config(&line(1024)).services[0].backends.len(), 1024);
+    let got = refusal(words(&line(1025)));
     assert!(
-        got.starts_with("xdp-lb: --backend \"10.0.0.65:80\": it is backend number 65, there can be 64;"),
+        got.starts_with("xdp-lb: --backend \"10.0.0.1:1025\": it is backend number 1025, there can be 1024;"),
         "{got}"
     );
 }

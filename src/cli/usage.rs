@@ -9,7 +9,8 @@ use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::args::Args;
-use super::parse::alternatives;
+use crate::config::DEFAULT_PIN_DIR;
+use crate::config::words::alternatives;
 
 const RUN_EXAMPLE: &str = "xdp-lb eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080:50";
 const TRY_HELP: &str = "Try 'xdp-lb --help' for all options and examples.";
@@ -23,7 +24,7 @@ const EXAMPLES: [(&str, &str); 14] = [
     ("--sticky", "10m"),
     ("--xdp-mode", "auto"),
     ("--deliver", "auto"),
-    ("--pin-dir", super::DEFAULT_PIN_DIR),
+    ("--pin-dir", DEFAULT_PIN_DIR),
     ("--stats-interval", "5s"),
     ("--max-connections", "1_000_000"),
     ("--timeout-established", "5m"),

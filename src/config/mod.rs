@@ -1,15 +1,34 @@
-//! The desired state of one instance as a value: command line (and later a file) make it, the daemon carries it out.
+//! The desired state of one instance as a value: command line and file make the same, the daemon carries it out.
 
-use std::path::PathBuf;
+pub mod words;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::{Service, Timeouts};
 
+/// The pin directory where nothing else is said.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/xdp_lb";
+
+/// How many backends a service may have.
+pub const MAX_BACKENDS: usize = 1024;
+
+/// How many services there may be; one of TCP and UDP counts twice.
+pub const MAX_SERVICES: usize = 4096;
+
+/// How many backends all services may have together.
+pub const MAX_ALL_BACKENDS: usize = 65_535;
+
+/// How many services of a protocol a backend's address and port may serve.
+pub const MAX_SERVICES_PER_BACKEND: usize = 8;
+
+const SOCKET_DIR: &str = "/run/xdp-lb";
+
 /// Everything one running instance was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The interface the clients' packets arrive on.
-    pub interface: String,
+    /// The interfaces that the clients' packets arrive on, at least one; the first gets the VIPs that are assigned.
+    pub interfaces: Vec<String>,
     /// The services to balance; one for each protocol of a VIP.
     pub services: Vec<Service>,
     /// How the program is attached.
@@ -18,14 +37,66 @@ pub struct Config {
     pub deliver: Deliver,
     /// The directory in a bpffs that holds the pinned program, links and maps.
     pub pin_dir: PathBuf,
+    /// Where the running process listens for the other commands.
+    pub socket: PathBuf,
     /// How many connections the table promises to hold.
     pub max_connections: u32,
-    /// When idle connections may be evicted.
+    /// How many bytes the rings of all services may take.
+    pub ring_memory: u64,
+    /// When idle connections may be evicted, of services that say nothing else.
     pub timeouts: Timeouts,
     /// How often the table of statistics is printed; `None` for never.
     pub stats_interval: Option<Duration>,
     /// Whether the VIPs are added to the interface while running.
     pub assign_vip: bool,
+    /// Whether the data plane goes on when the process ends.
+    pub persist: bool,
+    /// Whether changes of the configuration file are carried out without being asked for.
+    pub watch: bool,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// What `--max-connections` is where nothing else is said.
+    pub const MAX_CONNECTIONS: u32 = 1_000_000;
+    /// What `--ring-memory` is where nothing else is said, in bytes.
+    pub const RING_MEMORY: u64 = 256 << 20;
+    /// What `--stats-interval` is where nothing else is said.
+    pub const STATS_INTERVAL: Duration = Duration::from_secs(5);
+
+    /// These services on these interfaces, with the usual settings.
+    pub fn new(interfaces: Vec<String>, services: Vec<Service>) -> Config {
+        let pin_dir = PathBuf::from(DEFAULT_PIN_DIR);
+        Config {
+            interfaces,
+            services,
+            xdp_mode: XdpMode::default(),
+            deliver: Deliver::default(),
+            socket: default_socket(&pin_dir),
+            pin_dir,
+            max_connections: Self::MAX_CONNECTIONS,
+            ring_memory: Self::RING_MEMORY,
+            timeouts: Timeouts::default(),
+            stats_interval: Some(Self::STATS_INTERVAL),
+            assign_vip: false,
+            persist: false,
+            watch: false,
+            log_format: LogFormat::default(),
+        }
+    }
+
+    /// The first interface.
+    pub fn main_interface(&self) -> &str {
+        self.interfaces.first().map_or("", String::as_str)
+    }
+}
+
+/// The socket of the instance with these pins.
+pub fn default_socket(pin_dir: &Path) -> PathBuf {
+    let mut name = pin_dir.file_name().unwrap_or_default().to_owned();
+    name.push(".sock");
+    Path::new(SOCKET_DIR).join(name)
 }
 
 /// How the program is attached to an interface.
@@ -50,4 +121,14 @@ pub enum Deliver {
     Direct,
     /// The kernel, always.
     Stack,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
 }

@@ -220,8 +220,8 @@ pub fn face(all: &mut Vec<Wanted>, link: &Link, backend: String) {
 pub fn needed(netlink: &mut Netlink, config: &Config) -> Result<Vec<Wanted>> {
     let links: BTreeMap<u32, Link> = netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
     let main = netlink
-        .link(&config.interface)?
-        .with_context(|| format!("there is no interface {} any more", config.interface))?;
+        .link(config.main_interface())?
+        .with_context(|| format!("there is no interface {} any more", config.main_interface()))?;
     let mut all = vec![Wanted { link: main, backends: Vec::new() }];
     for backend in config.services.iter().flat_map(|service| &service.backends) {
         let route = netlink.route_to(*backend.address.ip())?.filter(|route| route.kind == RouteKind::Unicast);

@@ -223,16 +223,13 @@ mod tests {
     use libbpf_rs::MapType;
 
     use super::*;
-    use crate::model::{Protocol, Scheduler};
+    use crate::model::Protocol;
 
     #[test]
     fn short_sticky_times_need_frequent_sweeps() {
         let service = |sticky| Service {
-            vip: "192.168.1.100:80".parse().unwrap(),
-            protocol: Protocol::Tcp,
-            scheduler: Scheduler::default(),
             sticky,
-            backends: Vec::new(),
+            ..Service::new("192.168.1.100:80".parse().unwrap(), Protocol::Tcp, Vec::new())
         };
         let seconds = |count| Some(Duration::from_secs(count));
         assert_eq!(sweep_interval(&[]), Duration::from_secs(10));

@@ -8,11 +8,56 @@ pub struct Backend {
     pub address: SocketAddrV4,
     /// Share of new connections relative to the service's other backends.
     pub weight: Weight,
+    /// What the operator wants of it, whatever its health.
+    pub state: AdminState,
+}
+
+impl Backend {
+    /// An enabled one.
+    pub fn new(address: SocketAddrV4, weight: Weight) -> Backend {
+        Backend { address, weight, state: AdminState::Enabled }
+    }
 }
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.address, self.weight.get())
+        write!(f, "{}:{}", self.address, self.weight.get())?;
+        match self.state {
+            AdminState::Enabled => Ok(()),
+            state => write!(f, " ({state})"),
+        }
+    }
+}
+
+/// What an operator wants of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AdminState {
+    /// It takes new connections while it is healthy.
+    #[default]
+    Enabled,
+    /// It takes no new connections; live ones go on.
+    Drain,
+    /// It takes no new connections and is not checked; UDP flows move to other backends, live TCP connections go on.
+    Disabled,
+}
+
+impl AdminState {
+    /// Every state.
+    pub const ALL: [AdminState; 3] = [AdminState::Enabled, AdminState::Drain, AdminState::Disabled];
+
+    /// The word for it, in configurations and in figures.
+    pub fn name(self) -> &'static str {
+        match self {
+            AdminState::Enabled => "enabled",
+            AdminState::Drain => "drain",
+            AdminState::Disabled => "disabled",
+        }
+    }
+}
+
+impl fmt::Display for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -116,17 +116,11 @@ mod tests {
     use super::*;
 
     fn service(vip: &str, protocol: Protocol, scheduler: Scheduler, backends: &[(&str, u8)]) -> Service {
-        let backend = |&(address, weight): &(&str, u8)| Backend {
-            address: address.parse().unwrap(),
-            weight: Weight::new(weight).unwrap(),
+        let backend = |&(address, weight): &(&str, u8)| {
+            Backend::new(address.parse().unwrap(), Weight::new(weight).unwrap())
         };
-        Service {
-            vip: vip.parse().unwrap(),
-            protocol,
-            scheduler,
-            sticky: None,
-            backends: backends.iter().map(backend).collect(),
-        }
+        let backends = backends.iter().map(backend).collect();
+        Service { scheduler, ..Service::new(vip.parse().unwrap(), protocol, backends) }
     }
 
     fn web(backends: &[(&str, u8)]) -> Service {

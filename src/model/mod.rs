@@ -4,12 +4,14 @@
 
 mod backend;
 mod diff;
+mod health;
 mod scheduler;
 mod service;
 mod timeouts;
 
-pub use backend::{Backend, Weight};
+pub use backend::{AdminState, Backend, Weight};
 pub use diff::{Change, Step, diff};
+pub use health::{Health, HttpProbe, Initial, Probe, TlsProbe};
 pub use scheduler::Scheduler;
-pub use service::{Protocol, Service};
+pub use service::{OnDown, OnEmpty, Protocol, Service};
 pub use timeouts::Timeouts;

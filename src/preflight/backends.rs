@@ -153,33 +153,20 @@ fn shared_subnets(scene: &Scene) -> Vec<Finding> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::{Deliver, XdpMode};
-    use crate::model::{Backend, Scheduler, Service, Timeouts, Weight};
+    use crate::model::{Backend, Service, Weight};
     use crate::preflight::Level;
 
     /// Services of TCP: VIP and backends.
     pub(in crate::preflight) fn config(services: &[(&str, &[&str])]) -> Config {
         let socket = |text: &str| text.parse().expect("an address and a port");
-        let service = |(vip, backends): &(&str, &[&str])| Service {
-            vip: socket(vip),
-            protocol: Protocol::Tcp,
-            scheduler: Scheduler::RoundRobin,
-            sticky: None,
-            backends: backends
-                .iter()
-                .map(|backend| Backend { address: socket(backend), weight: Weight::MIN })
-                .collect(),
+        let backend = |backend: &&str| Backend::new(socket(backend), Weight::MIN);
+        let service = |(vip, backends): &(&str, &[&str])| {
+            Service::new(socket(vip), Protocol::Tcp, backends.iter().map(backend).collect())
         };
         Config {
-            interface: "eth0".into(),
-            services: services.iter().map(service).collect(),
-            xdp_mode: XdpMode::Auto,
-            deliver: Deliver::Auto,
-            pin_dir: "/sys/fs/bpf/xdp_lb".into(),
             max_connections: 1000,
-            timeouts: Timeouts::default(),
             stats_interval: None,
-            assign_vip: false,
+            ..Config::new(vec!["eth0".into()], services.iter().map(service).collect())
         }
     }
 

@@ -25,7 +25,7 @@ const SKB_ONLY: [&str; 7] = ["bridge", "dummy", "ifb", "macvlan", "macvtap", "vl
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     if scene.main.is_none() {
-        findings.push(no_such_interface(scene, &config.interface));
+        findings.push(no_such_interface(scene, config.main_interface()));
     }
     for link in scene.in_use() {
         let unusable = unusable(link);

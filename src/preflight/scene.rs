@@ -43,7 +43,7 @@ impl Scene {
         let mut scene = Scene {
             links,
             addresses: netlink.addresses()?,
-            main: netlink.link(&config.interface)?,
+            main: netlink.link(config.main_interface())?,
             routes,
             egress: BTreeMap::new(),
             far_ends: BTreeMap::new(),

@@ -86,7 +86,7 @@ fn stack_interfaces(scene: &Scene, config: &Config) -> Vec<StackInterface> {
     let to_clients = scene.leaves_by_stack(main);
     let of = |link: &&crate::net::Link| {
         let faces_backends = scene.faces_backends(link);
-        let faces_clients = link.name == config.interface || link.index == main.index;
+        let faces_clients = link.name == config.main_interface() || link.index == main.index;
         StackInterface {
             name: link.name.clone(),
             to_backends: faces_clients && to_backends,

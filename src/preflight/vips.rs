@@ -11,9 +11,10 @@ pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
         let on = scene.addresses.iter().find(|address| address.address == vip);
         match on.and_then(|address| scene.links.get(&address.ifindex)) {
             Some(link) => Finding::ok(NAME, &format!("the VIP {vip} is on {}", link.name)),
-            None if config.assign_vip => {
-                Finding::ok(NAME, &format!("the VIP {vip} is added to {} while it runs", config.interface))
-            }
+            None if config.assign_vip => Finding::ok(
+                NAME,
+                &format!("the VIP {vip} is added to {} while it runs", config.main_interface()),
+            ),
             None => Finding::warning(
                 NAME,
                 &format!(

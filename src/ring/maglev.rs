@@ -153,9 +153,8 @@ mod tests {
     // unnoticed. The figures agree with an independent implementation in Python.
     #[test]
     fn the_table_never_changes() {
-        let backend = |port| Backend {
-            address: SocketAddrV4::new([10, 0, 0, 1].into(), port),
-            weight: crate::model::Weight::default(),
+        let backend = |port| {
+            Backend::new(SocketAddrV4::new([10, 0, 0, 1].into(), port), crate::model::Weight::default())
         };
         let table = table(&[(backend(80), 1), (backend(81), 2), (backend(82), 3)]);
         assert_eq!(table[..16], [1, 1, 2, 3, 2, 2, 1, 1, 2, 2, 1, 2, 2, 3, 1, 3]);

@@ -50,10 +50,7 @@ pub fn members(scheduler: Scheduler, backends: &[(Backend, u16)]) -> Vec<u16> {
 /// use xdp_lb::model::{Backend, Scheduler, Weight};
 /// use xdp_lb::ring;
 ///
-/// let backend = |address: &str, weight| Backend {
-///     address: address.parse().unwrap(),
-///     weight: Weight::new(weight).unwrap(),
-/// };
+/// let backend = |address: &str, weight| Backend::new(address.parse().unwrap(), Weight::new(weight).unwrap());
 /// let (a, b, c) = (backend("10.0.0.1:80", 50), backend("10.0.0.2:80", 30), backend("10.0.0.3:80", 20));
 /// let backends = [(a, 7), (b, 8), (c, 9)];
 /// let slots = ring::build(Scheduler::WeightedRoundRobin, &backends);
@@ -86,9 +83,11 @@ mod tests {
     use crate::model::Weight;
 
     fn pool(weights: impl IntoIterator<Item = u8>) -> Vec<(Backend, u16)> {
-        let backend = |weight, index: u16| Backend {
-            address: SocketAddrV4::new([10, 0, 0, 1].into(), index),
-            weight: Weight::new(weight).expect("a weight of 1 to 100"),
+        let backend = |weight, index: u16| {
+            Backend::new(
+                SocketAddrV4::new([10, 0, 0, 1].into(), index),
+                Weight::new(weight).expect("a weight of 1 to 100"),
+            )
         };
         weights.into_iter().zip(1..).map(|(weight, index)| (backend(weight, index), index)).collect()
     }

@@ -56,9 +56,11 @@ mod tests {
     use crate::model::Weight;
 
     fn ring_of(weights: &[u8]) -> Vec<u16> {
-        let backend = |&weight: &u8, index: u16| Backend {
-            address: std::net::SocketAddrV4::new([10, 0, 0, 1].into(), index),
-            weight: Weight::new(weight).expect("a weight of 1 to 100"),
+        let backend = |&weight: &u8, index: u16| {
+            Backend::new(
+                std::net::SocketAddrV4::new([10, 0, 0, 1].into(), index),
+                Weight::new(weight).expect("a weight of 1 to 100"),
+            )
         };
         let backends: Vec<_> = weights.iter().zip(0..).map(|(w, i)| (backend(w, i), i)).collect();
         ring(&backends)

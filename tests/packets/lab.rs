@@ -42,11 +42,9 @@ pub fn service(
     scheduler: Scheduler,
     backends: &[(u8, u8)],
 ) -> Service {
-    let backends = backends
-        .iter()
-        .map(|(n, weight)| Backend { address: backend(*n), weight: Weight::new(*weight).unwrap() })
-        .collect();
-    Service { vip, protocol, scheduler, sticky: None, backends }
+    let backends =
+        backends.iter().map(|(n, weight)| Backend::new(backend(*n), Weight::new(*weight).unwrap())).collect();
+    Service { scheduler, ..Service::new(vip, protocol, backends) }
 }
 
 /// What the program did with a frame.

@@ -258,14 +258,9 @@ mod tests {
     }
 
     fn service() -> Service {
-        let backend = Backend { address: "10.0.0.10:80".parse().unwrap(), weight: Weight::MIN };
-        Service {
-            vip: "192.0.2.1:80".parse().unwrap(),
-            protocol: Protocol::Tcp,
-            scheduler: Scheduler::RoundRobin,
-            sticky: None,
-            backends: vec![backend],
-        }
+        let backend = Backend::new("10.0.0.10:80".parse().unwrap(), Weight::MIN);
+        let service = Service::new("192.0.2.1:80".parse().unwrap(), Protocol::Tcp, vec![backend]);
+        Service { scheduler: Scheduler::RoundRobin, ..service }
     }
 
     /// Starts over what is there, up to and with the commit.
@@ -412,7 +407,7 @@ mod tests {
             let [stays, goes] =
                 [("192.0.2.7", 1), ("192.0.2.8", 2)].map(|(client, row)| remember(&plane, client, row));
             let mut more = sticky();
-            more.backends.push(Backend { address: "10.0.0.11:80".parse().unwrap(), weight: Weight::MIN });
+            more.backends.push(Backend::new("10.0.0.11:80".parse().unwrap(), Weight::MIN));
             plane.stage(std::slice::from_ref(&more)).unwrap();
             assert_eq!(plane.backends.iter().map(|backend| backend.index).collect::<Vec<_>>(), [1, 2]);
             plane.publish().unwrap();
@@ -475,7 +470,7 @@ mod tests {
         in_namespace(|pins| {
             let (mut first, _) = start(pins, 1000);
             let mut more = service();
-            more.backends.push(Backend { address: "10.0.0.11:80".parse().unwrap(), weight: Weight::MIN });
+            more.backends.push(Backend::new("10.0.0.11:80".parse().unwrap(), Weight::MIN));
             first.stage(&[more]).unwrap();
             // No undoing, as of a process that was killed; its descriptors are closed all the same.
             let staged = first.staged.take();

@@ -102,14 +102,12 @@ impl Inventory {
     pub fn configured(&self, time: impl Fn(u32) -> Duration) -> Vec<Service> {
         let backends = |index: u16| {
             let own = self.backends.values().filter(move |row| row.service == index && !row.removed);
-            own.map(|row| Backend { address: row.address, weight: row.weight }).collect()
+            own.map(|row| Backend::new(row.address, row.weight)).collect()
         };
         let service = |(index, row): (&u16, &ServiceRow)| Service {
-            vip: row.vip,
-            protocol: row.protocol,
             scheduler: row.scheduler.unwrap_or_default(),
             sticky: (row.sticky != 0).then(|| time(row.sticky)),
-            backends: backends(*index),
+            ..Service::new(row.vip, row.protocol, backends(*index))
         };
         self.services.iter().map(service).collect()
     }

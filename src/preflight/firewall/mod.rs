@@ -112,7 +112,7 @@ fn accepting(table: &Table, chain: &Chain, flow: &Flow) -> String {
 /// Both directions of each service and backend.
 fn flows(scene: &Scene, config: &Config) -> Vec<Flow> {
     let mut flows = Vec::new();
-    let clients_by = || config.interface.clone();
+    let clients_by = || config.main_interface().to_owned();
     for service in &config.services {
         for backend in &service.backends {
             let Some(link) = scene.link_to(*backend.address.ip()) else { continue };

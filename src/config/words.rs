@@ -1,19 +1,20 @@
-//! One word of the command line to one value, or to a [`Fault`]: what is wrong with it, and a right one.
+//! One word of the command line or the file to one value, or to a [`Fault`]: what is wrong with it, and a right one.
 
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::DEFAULT_PIN_DIR;
-use crate::config::{Deliver, XdpMode};
+use super::{DEFAULT_PIN_DIR, Deliver, XdpMode};
 use crate::model::{Backend, Protocol, Scheduler, Timeouts, Weight};
 
 /// Why a word is refused, and what a right one looks like.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) wrong: String,
-    pub(super) right: String,
+pub struct Fault {
+    /// What is wrong.
+    pub wrong: String,
+    /// What to write.
+    pub right: String,
 }
 
 impl Fault {
@@ -24,9 +25,11 @@ impl Fault {
 
 /// A virtual address with the protocols to balance at it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Vip {
-    pub(super) address: SocketAddrV4,
-    pub(super) protocols: &'static [Protocol],
+pub struct Vip {
+    /// The address and port.
+    pub address: SocketAddrV4,
+    /// The protocols.
+    pub protocols: &'static [Protocol],
 }
 
 /// What is particular to the two options that take an address and a port.
@@ -55,7 +58,7 @@ impl Role {
 }
 
 /// `ADDR:PORT[/tcp|/udp|/any]`
-pub(super) fn vip(value: &OsStr) -> Result<Vip, Fault> {
+pub fn vip(value: &OsStr) -> Result<Vip, Fault> {
     let text = plain_word(value, &VIP)?;
     let (endpoint, suffix) = split_suffix(text);
     let (address, rest) = address_and_port(endpoint, &VIP)?;
@@ -81,7 +84,7 @@ pub(super) fn vip(value: &OsStr) -> Result<Vip, Fault> {
 }
 
 /// `ADDR:PORT[:WEIGHT]`
-pub(super) fn backend(value: &OsStr) -> Result<Backend, Fault> {
+pub fn backend(value: &OsStr) -> Result<Backend, Fault> {
     let text = plain_word(value, &BACKEND)?;
     let (endpoint, suffix) = split_suffix(text);
     let (address, rest) = address_and_port(endpoint, &BACKEND)?;
@@ -93,7 +96,7 @@ pub(super) fn backend(value: &OsStr) -> Result<Backend, Fault> {
         None => Weight::default(),
         Some(word) => weight(word).map_err(|wrong| Fault::new(wrong, format!("{address}:50")))?,
     };
-    Ok(Backend { address, weight })
+    Ok(Backend::new(address, weight))
 }
 
 fn weight(word: &str) -> Result<Weight, String> {
@@ -200,7 +203,7 @@ fn port_number(word: &str) -> Result<u16, String> {
 }
 
 /// An interface's name, by the kernel's rules.
-pub(super) fn interface(value: &OsStr) -> Result<String, Fault> {
+pub fn interface(value: &OsStr) -> Result<String, Fault> {
     let name = utf8(value, "eth0")?;
     let wrong = if name.is_empty() {
         "the interface's name is empty"
@@ -219,7 +222,7 @@ pub(super) fn interface(value: &OsStr) -> Result<String, Fault> {
 }
 
 /// One of [`Scheduler::NAMES`], full or short.
-pub(super) fn scheduler(value: &OsStr) -> Result<Scheduler, Fault> {
+pub fn scheduler(value: &OsStr) -> Result<Scheduler, Fault> {
     let known = Scheduler::NAMES.iter().find(|(_, full, short)| value == *full || value == *short);
     known.map(|(scheduler, _, _)| *scheduler).ok_or_else(|| {
         let names = Scheduler::NAMES.map(|(_, full, short)| format!("{full} ({short})"));
@@ -228,7 +231,7 @@ pub(super) fn scheduler(value: &OsStr) -> Result<Scheduler, Fault> {
 }
 
 /// `auto`, `native` or `skb`.
-pub(super) fn xdp_mode(value: &OsStr) -> Result<XdpMode, Fault> {
+pub fn xdp_mode(value: &OsStr) -> Result<XdpMode, Fault> {
     match value.to_str() {
         Some("auto") => Ok(XdpMode::Auto),
         Some("native") => Ok(XdpMode::Native),
@@ -238,7 +241,7 @@ pub(super) fn xdp_mode(value: &OsStr) -> Result<XdpMode, Fault> {
 }
 
 /// `auto`, `direct` or `stack`.
-pub(super) fn deliver(value: &OsStr) -> Result<Deliver, Fault> {
+pub fn deliver(value: &OsStr) -> Result<Deliver, Fault> {
     match value.to_str() {
         Some("auto") => Ok(Deliver::Auto),
         Some("direct") => Ok(Deliver::Direct),
@@ -248,7 +251,7 @@ pub(super) fn deliver(value: &OsStr) -> Result<Deliver, Fault> {
 }
 
 /// A directory of our own in a bpffs: the last part of its name also names the instance.
-pub(super) fn pin_dir(value: &OsStr) -> Result<PathBuf, Fault> {
+pub fn pin_dir(value: &OsStr) -> Result<PathBuf, Fault> {
     let fault = |wrong: &str| Err(Fault::new(wrong, DEFAULT_PIN_DIR));
     let path: PathBuf = Path::new(utf8(value, DEFAULT_PIN_DIR)?).components().collect();
     let bpffs = Path::new("/sys/fs/bpf");
@@ -272,7 +275,7 @@ pub(super) fn pin_dir(value: &OsStr) -> Result<PathBuf, Fault> {
 }
 
 /// At least 100 ms; zero is never.
-pub(super) fn stats_interval(value: &OsStr) -> Result<Option<Duration>, Fault> {
+pub fn stats_interval(value: &OsStr) -> Result<Option<Duration>, Fault> {
     const MIN: Duration = Duration::from_millis(100);
     const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     let interval = duration(value, "5s, 500ms, or 0 for never")?;
@@ -286,7 +289,7 @@ pub(super) fn stats_interval(value: &OsStr) -> Result<Option<Duration>, Fault> {
 }
 
 /// Within [`Timeouts::MIN`] and [`Timeouts::MAX`].
-pub(super) fn timeout(value: &OsStr, default: Duration) -> Result<Duration, Fault> {
+pub fn timeout(value: &OsStr, default: Duration) -> Result<Duration, Fault> {
     let right = humantime::format_duration(default).to_string();
     in_range(duration(value, &right)?, &right)
 }
@@ -300,7 +303,7 @@ fn in_range(timeout: Duration, right: &str) -> Result<Duration, Fault> {
 }
 
 /// As a timeout; zero is not at all.
-pub(super) fn sticky(value: &OsStr) -> Result<Option<Duration>, Fault> {
+pub fn sticky(value: &OsStr) -> Result<Option<Duration>, Fault> {
     let right = "10m, or 0 for not at all";
     let sticky = duration(value, right)?;
     if sticky.is_zero() {
@@ -325,7 +328,7 @@ fn duration(value: &OsStr, right: &str) -> Result<Duration, Fault> {
 }
 
 /// 1 to 500 million, underscores allowed.
-pub(super) fn max_connections(value: &OsStr) -> Result<u32, Fault> {
+pub fn max_connections(value: &OsStr) -> Result<u32, Fault> {
     const MAX: u32 = 500_000_000;
     let right = "1_000_000";
     let text = utf8(value, right)?;
@@ -350,7 +353,7 @@ fn is_number(text: &str) -> bool {
 }
 
 /// "a, b or c"
-pub(super) fn alternatives(words: &[String]) -> String {
+pub fn alternatives(words: &[String]) -> String {
     match words {
         [] => String::new(),
         [only] => only.clone(),
@@ -359,5 +362,5 @@ pub(super) fn alternatives(words: &[String]) -> String {
 }
 
 #[cfg(test)]
-#[path = "parse_tests.rs"]
+#[path = "words_tests.rs"]
 mod tests;

@@ -91,7 +91,7 @@ fn backends() {
         ("10.0.0.10:1:100", "10.0.0.10:1", 100),
     ] {
         let weight = Weight::new(weight).expect("a weight of the test");
-        assert_eq!(backend(word(text)), Ok(Backend { address: ip(address), weight }), "{text}");
+        assert_eq!(backend(word(text)), Ok(Backend::new(ip(address), weight)), "{text}");
     }
 }
 
