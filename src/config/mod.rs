@@ -1,11 +1,27 @@
 //! The desired state of one instance as a value: command line and file make the same, the daemon carries it out.
 
+mod clash;
+pub mod edit;
+mod error;
+mod file;
+mod health;
+mod merge;
+mod render;
+mod service;
+mod syntax;
+mod tree;
 pub mod words;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::{Service, Timeouts};
+
+pub use clash::check;
+pub use error::FileError;
+pub use file::{parse, read, services};
+pub use merge::merge;
+pub use render::{render, render_services};
 
 /// The pin directory where nothing else is said.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/xdp_lb";
@@ -86,6 +102,17 @@ impl Config {
         }
     }
 
+    /// The longest of all services' timeouts, each by itself; those of the configuration where there are no services.
+    pub fn longest_timeouts(&self) -> Timeouts {
+        let longer = |a: Timeouts, b: Timeouts| Timeouts {
+            established: a.established.max(b.established),
+            unconfirmed: a.unconfirmed.max(b.unconfirmed),
+            closing: a.closing.max(b.closing),
+            udp: a.udp.max(b.udp),
+        };
+        self.services.iter().map(|service| service.timeouts).reduce(longer).unwrap_or(self.timeouts)
+    }
+
     /// The first interface.
     pub fn main_interface(&self) -> &str {
         self.interfaces.first().map_or("", String::as_str)
@@ -131,4 +158,48 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
+}
+
+impl XdpMode {
+    /// Every one, with its word in configurations.
+    pub const NAMES: [(XdpMode, &'static str); 3] =
+        [(XdpMode::Auto, "auto"), (XdpMode::Native, "native"), (XdpMode::Skb, "skb")];
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            XdpMode::Auto => "auto",
+            XdpMode::Native => "native",
+            XdpMode::Skb => "skb",
+        }
+    }
+}
+
+impl Deliver {
+    /// Every one, with its word in configurations.
+    pub const NAMES: [(Deliver, &'static str); 3] =
+        [(Deliver::Auto, "auto"), (Deliver::Direct, "direct"), (Deliver::Stack, "stack")];
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Deliver::Auto => "auto",
+            Deliver::Direct => "direct",
+            Deliver::Stack => "stack",
+        }
+    }
+}
+
+impl LogFormat {
+    /// Every one, with its word in configurations.
+    pub const NAMES: [(LogFormat, &'static str); 2] =
+        [(LogFormat::Human, "human"), (LogFormat::Json, "json")];
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Human => "human",
+            LogFormat::Json => "json",
+        }
+    }
 }

@@ -5,8 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::{DEFAULT_PIN_DIR, Deliver, XdpMode};
-use crate::model::{Backend, Protocol, Scheduler, Timeouts, Weight};
+use super::error::does_something;
+use super::{DEFAULT_PIN_DIR, Deliver, LogFormat, XdpMode};
+use crate::model::{AdminState, Backend, OnDown, OnEmpty, Protocol, Scheduler, Timeouts, Weight};
+
+pub use super::health::word as health;
 
 /// Why a word is refused, and what a right one looks like.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +21,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    fn new(wrong: impl Into<String>, right: impl Into<String>) -> Fault {
+    pub(super) fn new(wrong: impl Into<String>, right: impl Into<String>) -> Fault {
         Fault { wrong: wrong.into(), right: right.into() }
     }
 }
@@ -97,6 +100,18 @@ pub fn backend(value: &OsStr) -> Result<Backend, Fault> {
         Some(word) => weight(word).map_err(|wrong| Fault::new(wrong, format!("{address}:50")))?,
     };
     Ok(Backend::new(address, weight))
+}
+
+/// 1 to 100.
+pub fn weight_number(value: &OsStr) -> Result<Weight, Fault> {
+    let wrong = match utf8(value, "50")? {
+        "" => "the weight is missing".into(),
+        word => match weight(word) {
+            Ok(weight) => return Ok(weight),
+            Err(wrong) => wrong,
+        },
+    };
+    Err(Fault::new(wrong, "50"))
 }
 
 fn weight(word: &str) -> Result<Weight, String> {
@@ -191,7 +206,7 @@ fn address(host: &str, role: &Role) -> Result<Ipv4Addr, String> {
     Err(format!("{address} cannot be {}: it {reason}", role.noun))
 }
 
-fn port_number(word: &str) -> Result<u16, String> {
+pub(super) fn port_number(word: &str) -> Result<u16, String> {
     if word.is_empty() {
         return Err("the port is missing".into());
     }
@@ -213,6 +228,8 @@ pub fn interface(value: &OsStr) -> Result<String, Fault> {
         "an interface's name has no / in it"
     } else if name.contains(char::is_whitespace) {
         "an interface's name has no spaces in it"
+    } else if name.contains(char::is_control) {
+        "an interface's name has no control characters in it"
     } else if name.contains(':') || name == "." || name == ".." {
         "it is not an interface's name"
     } else {
@@ -232,22 +249,41 @@ pub fn scheduler(value: &OsStr) -> Result<Scheduler, Fault> {
 
 /// `auto`, `native` or `skb`.
 pub fn xdp_mode(value: &OsStr) -> Result<XdpMode, Fault> {
-    match value.to_str() {
-        Some("auto") => Ok(XdpMode::Auto),
-        Some("native") => Ok(XdpMode::Native),
-        Some("skb") => Ok(XdpMode::Skb),
-        _ => Err(Fault::new("there is no such mode", "auto, native or skb")),
-    }
+    one_of(value, &XdpMode::NAMES, "there is no such mode")
 }
 
 /// `auto`, `direct` or `stack`.
 pub fn deliver(value: &OsStr) -> Result<Deliver, Fault> {
-    match value.to_str() {
-        Some("auto") => Ok(Deliver::Auto),
-        Some("direct") => Ok(Deliver::Direct),
-        Some("stack") => Ok(Deliver::Stack),
-        _ => Err(Fault::new("there is no such way to deliver", "auto, direct or stack")),
-    }
+    one_of(value, &Deliver::NAMES, "there is no such way to deliver")
+}
+
+/// `human` or `json`.
+pub fn log_format(value: &OsStr) -> Result<LogFormat, Fault> {
+    one_of(value, &LogFormat::NAMES, "there is no such format")
+}
+
+/// `drop` or `pass`.
+pub fn on_empty(value: &OsStr) -> Result<OnEmpty, Fault> {
+    one_of(value, &OnEmpty::NAMES, "that cannot be done with a connection that no backend takes")
+}
+
+/// `auto`, `keep` or `reset`.
+pub fn on_down(value: &OsStr) -> Result<OnDown, Fault> {
+    one_of(value, &OnDown::NAMES, "that cannot be done with the connections of a backend that is down")
+}
+
+/// `enabled`, `drain` or `disabled`.
+pub fn admin_state(value: &OsStr) -> Result<AdminState, Fault> {
+    one_of(value, &AdminState::ALL.map(|state| (state, state.name())), "there is no such state")
+}
+
+/// The value that has this name.
+pub(super) fn one_of<T: Copy>(value: &OsStr, names: &[(T, &str)], wrong: &str) -> Result<T, Fault> {
+    let known = names.iter().find(|(_, name)| value == *name);
+    known.map(|(value, _)| *value).ok_or_else(|| {
+        let names: Vec<String> = names.iter().map(|(_, name)| (*name).to_owned()).collect();
+        Fault::new(wrong, alternatives(&names))
+    })
 }
 
 /// A directory of our own in a bpffs: the last part of its name also names the instance.
@@ -267,11 +303,59 @@ pub fn pin_dir(value: &OsStr) -> Result<PathBuf, Fault> {
     if path.file_name().is_none() || path == bpffs {
         return fault("it is not a directory of our own");
     }
+    if path.to_string_lossy().contains(char::is_control) {
+        return fault("it has a control character in it");
+    }
     let below = path.strip_prefix(bpffs).unwrap_or(Path::new(""));
     if below.to_string_lossy().contains('.') {
         return fault("a bpffs has no names with a dot");
     }
     Ok(path)
+}
+
+/// An absolute path that fits into a socket's address.
+pub fn socket(value: &OsStr) -> Result<PathBuf, Fault> {
+    // `sun_path` of unix(7) has 108 bytes, the last of them for the NUL.
+    const LONGEST: usize = 107;
+    let right = "/run/xdp-lb/xdp_lb.sock";
+    let text = utf8(value, right)?;
+    let path = Path::new(text);
+    let wrong = if text.is_empty() {
+        "the path is missing"
+    } else if !path.is_absolute() {
+        "it is a relative path, one that begins with / is needed"
+    } else if text.len() > LONGEST {
+        "a socket's path has at most 107 bytes"
+    } else if text.contains(char::is_control) {
+        "it has a control character in it"
+    } else if path.file_name().is_none() || text.ends_with('/') {
+        "it is a directory, the socket needs a name in it"
+    } else {
+        return Ok(path.to_owned());
+    };
+    Err(Fault::new(wrong, right))
+}
+
+/// 1 to 64 characters that need no quotes in a shell's word or a label, and no `/`: that begins a protocol.
+pub fn service_name(value: &OsStr) -> Result<String, Fault> {
+    const LONGEST: usize = 64;
+    let name = utf8(value, "web")?;
+    let wrong = if name.is_empty() {
+        "the name is empty"
+    } else if name.chars().count() > LONGEST {
+        "a service's name has at most 64 characters"
+    } else if name.contains(char::is_whitespace) {
+        "a service's name has no spaces in it"
+    } else if name.contains(does_something) {
+        "a service's name has no control characters in it"
+    } else if name.contains('/') {
+        "a service's name has no / in it"
+    } else if name.contains(['"', '\'', '`', '\\']) {
+        "a service's name has no quotes or backslashes in it"
+    } else {
+        return Ok(name.to_owned());
+    };
+    Err(Fault::new(wrong, "web"))
 }
 
 /// At least 100 ms; zero is never.
@@ -294,6 +378,17 @@ pub fn timeout(value: &OsStr, default: Duration) -> Result<Duration, Fault> {
     in_range(duration(value, &right)?, &right)
 }
 
+/// As a timeout, up to an hour; zero is at once.
+pub fn slow_start(value: &OsStr) -> Result<Duration, Fault> {
+    const MAX: Duration = Duration::from_secs(60 * 60);
+    let right = "30s, or 0 for at once";
+    let time = duration(value, right)?;
+    if !time.is_zero() && !(Timeouts::MIN..=MAX).contains(&time) {
+        return Err(Fault::new("it is outside 1s to 1h", right));
+    }
+    Ok(time)
+}
+
 fn in_range(timeout: Duration, right: &str) -> Result<Duration, Fault> {
     if (Timeouts::MIN..=Timeouts::MAX).contains(&timeout) {
         return Ok(timeout);
@@ -313,7 +408,7 @@ pub fn sticky(value: &OsStr) -> Result<Option<Duration>, Fault> {
 }
 
 /// Seconds, or humantime's syntax.
-fn duration(value: &OsStr, right: &str) -> Result<Duration, Fault> {
+pub(super) fn duration(value: &OsStr, right: &str) -> Result<Duration, Fault> {
     let text = utf8(value, right)?;
     if is_number(text) {
         return Ok(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
@@ -343,12 +438,37 @@ pub fn max_connections(value: &OsStr) -> Result<u32, Fault> {
     number.ok_or_else(|| Fault::new("it is outside 1 to 500_000_000", right))
 }
 
-fn utf8<'a>(value: &'a OsStr, right: &str) -> Result<&'a str, Fault> {
+/// 1 MB to 64 GB: a number of bytes, or of KB, MB or GB, of which each is 1024 of the one before.
+pub fn bytes(value: &OsStr) -> Result<u64, Fault> {
+    const RANGE: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 30;
+    let right = "256MB";
+    let text = utf8(value, right)?;
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        _ => return Err(Fault::new("the unit is none of KB, MB and GB", right)),
+    };
+    if text.is_empty() {
+        return Err(Fault::new("the number is missing", right));
+    }
+    let digits = digits.replace('_', "");
+    if !is_number(&digits) {
+        return Err(Fault::new("it is not a number of bytes", right));
+    }
+    let bytes = digits.parse().ok().and_then(|number: u64| number.checked_mul(unit));
+    let bytes = bytes.filter(|bytes| RANGE.contains(bytes));
+    bytes.ok_or_else(|| Fault::new("it is outside 1MB to 64GB", right))
+}
+
+pub(super) fn utf8<'a>(value: &'a OsStr, right: &str) -> Result<&'a str, Fault> {
     value.to_str().ok_or_else(|| Fault::new("it is not valid UTF-8", right))
 }
 
 /// Digits only: Rust's own parsers take a plus sign too.
-fn is_number(text: &str) -> bool {
+pub(super) fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 

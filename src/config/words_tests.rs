@@ -1,6 +1,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::*;
+use crate::model::{Health, HttpProbe, Probe, TlsProbe};
 
 fn word(text: &str) -> &OsStr {
     OsStr::new(text)
@@ -251,6 +252,152 @@ fn numbers_of_connections() {
 }
 
 #[test]
+fn ways_and_states() {
+    assert_eq!(log_format(word("json")), Ok(LogFormat::Json));
+    assert_eq!(complaint(log_format(word("xml"))), "there is no such format; write human or json");
+    assert_eq!(on_empty(word("pass")), Ok(OnEmpty::Pass));
+    assert!(complaint(on_empty(word("Pass"))).ends_with("; write drop or pass"));
+    assert_eq!(on_down(word("reset")), Ok(OnDown::Reset));
+    assert!(complaint(on_down(word(""))).ends_with("; write auto, keep or reset"));
+    assert_eq!(admin_state(word("drain")), Ok(AdminState::Drain));
+    assert!(complaint(admin_state(word("off"))).ends_with("; write enabled, drain or disabled"));
+}
+
+#[test]
+fn weights() {
+    for number in [1, 50, 100] {
+        assert_eq!(weight_number(word(&number.to_string())).map(Weight::get), Ok(number));
+    }
+    for text in ["", "0", "101", "256", "-1", "+1", "x", "1:2"] {
+        assert!(complaint(weight_number(word(text))).ends_with("; write 50"), "{text}");
+    }
+}
+
+#[test]
+fn sockets() {
+    let longest = format!("/{}", "s".repeat(106));
+    for path in ["/run/a.sock", &longest] {
+        assert_eq!(socket(word(path)), Ok(path.into()));
+    }
+    let too_long = format!("{longest}s");
+    for (path, expected) in [
+        ("", "the path is missing"),
+        ("a.sock", "it is a relative path"),
+        (&too_long, "at most 107 bytes"),
+        ("/run/a\nb", "a control character"),
+        ("/run/", "it is a directory"),
+        ("/run/..", "it is a directory"),
+    ] {
+        let got = complaint(socket(word(path)));
+        assert!(got.contains(expected) && got.ends_with("; write /run/xdp-lb/xdp_lb.sock"), "{path}: {got}");
+    }
+}
+
+#[test]
+fn service_names() {
+    let longest = "ü".repeat(64);
+    for name in ["web", "a", "192.0.2.1:80", "web-1.x_y", &longest] {
+        assert_eq!(service_name(word(name)), Ok(name.to_owned()));
+    }
+    let too_long = format!("{longest}ü");
+    for name in
+        ["", " ", "a b", "a\u{a0}b", "a/b", "a\"", "'", "`", "a\\b", "a\u{7f}", "a\u{202e}b", &too_long]
+    {
+        assert!(complaint(service_name(word(name))).ends_with("; write web"), "{name:?}");
+    }
+}
+
+#[test]
+fn slow_starts() {
+    for (text, secs) in [("0", 0), ("0s", 0), ("1s", 1), ("1h", 3600)] {
+        assert_eq!(slow_start(word(text)), Ok(Duration::from_secs(secs)), "{text}");
+    }
+    for text in ["999ms", "3601", ""] {
+        assert!(complaint(slow_start(word(text))).ends_with("; write 30s, or 0 for at once"), "{text}");
+    }
+}
+
+#[test]
+fn numbers_of_bytes() {
+    for (text, number) in [
+        ("1MB", 1 << 20),
+        ("1048576", 1 << 20),
+        ("1_048_576B", 1 << 20),
+        ("1024KB", 1 << 20),
+        ("64GB", 64 << 30),
+        ("68719476736", 64 << 30),
+    ] {
+        assert_eq!(bytes(word(text)), Ok(number), "{text}");
+    }
+    for (text, expected) in [
+        ("", "the number is missing"),
+        ("MB", "it is not a number of bytes"),
+        ("1048575", "it is outside 1MB to 64GB"),
+        ("65GB", "it is outside 1MB to 64GB"),
+        ("99999999999999999999GB", "it is outside"),
+        ("18014398509481984KB", "it is outside"),
+        ("-1", "it is not a number of bytes"),
+        ("1.5GB", "it is not a number of bytes"),
+        ("256 MB", "it is not a number of bytes"),
+        ("256mb", "the unit is none of KB, MB and GB"),
+        ("1TB", "the unit is none of KB, MB and GB"),
+    ] {
+        let got = complaint(bytes(word(text)));
+        assert!(got.starts_with(expected) && got.ends_with("; write 256MB"), "{text}: {got}");
+    }
+}
+
+#[test]
+fn checks() {
+    let got =
+        health(word("http,path=/health?a=b,interval=1s,rise=1,status=200-299+301,host=a.example")).unwrap();
+    let http = HttpProbe {
+        path: "/health?a=b".into(),
+        host: Some("a.example".into()),
+        status: vec![200..=299, 301..=301],
+        ..HttpProbe::default()
+    };
+    let second = Duration::from_secs(1);
+    let usual = Health::of(Probe::Http(http));
+    assert_eq!(got, Health { interval: second, timeout: second, rise: 1, ..usual });
+    for kind in ["none", "tcp", "http", "https"] {
+        assert_eq!(health(word(kind)).map(|health| health.probe.name()), Ok(kind));
+    }
+    for text in ["https,skip-verify", "https,skip-verify=true"] {
+        let Ok(Health { probe: Probe::Https(_, tls), .. }) = health(word(text)) else { panic!("{text}") };
+        assert_eq!(tls, TlsProbe { ca: None, skip_verify: true });
+    }
+}
+
+#[test]
+fn bad_checks() {
+    for (text, expected) in [
+        ("", "the type of the check is missing; write tcp, http, https or none"),
+        ("icmp", "there is no such type of check; write tcp, http, https or none"),
+        ("http,/health", "\"/health\" is not a key and a value; write http,path=/health,interval=5s"),
+        ("http,", "\"\" is not a key and a value"),
+        ("http,url=/", "there is no key \"url\"; write path, host,"),
+        ("http,type=tcp", "there is no key \"type\""),
+        ("http,path=/a,path=/b", "path is given twice; write path=/b once"),
+        ("tcp,path=/", "path is not for a check of type tcp; write it with http or https"),
+        ("none,rise=1", "rise is not for a check of type none; write it with tcp, http or https"),
+        ("http,ca=/a", "ca is not for a check of type http; write it with https"),
+        ("http,path=health", "path \"health\": a path begins with /; write /health"),
+        ("http,path=", "path \"\": a path begins with /"),
+        ("tcp,rise=0", "rise \"0\": it is outside 1 to 100; write 2"),
+        ("tcp,rise=two", "rise \"two\": it is not a number; write 2"),
+        ("tcp,port=0", "port \"0\": the port 0 is outside 1 to 65535; write 8081"),
+        ("tcp,initial=on", "initial \"on\": a backend is not that before its first check; write up or down"),
+        ("tcp,timeout=6s", "timeout: a check is over before the next one, after 5s; write timeout=5s"),
+        ("http,status=200+", "status \"200+\": it is neither a status nor a range of them"),
+        ("https,skip-verify=yes", "skip-verify \"yes\": it is neither true nor false; write true or false"),
+    ] {
+        let got = complaint(health(word(text)));
+        assert!(got.starts_with(expected), "{text}: {got}");
+    }
+}
+
+#[test]
 fn words_that_are_not_utf8() {
     let bytes = OsStr::from_bytes(b"10.0.0.1:80\xff");
     let complaints = [
@@ -261,6 +408,12 @@ fn words_that_are_not_utf8() {
         complaint(stats_interval(bytes)),
         complaint(timeout(bytes, Duration::from_secs(1))),
         complaint(max_connections(bytes)),
+        complaint(socket(bytes)),
+        complaint(service_name(bytes)),
+        complaint(slow_start(bytes)),
+        complaint(weight_number(bytes)),
+        complaint(super::bytes(bytes)),
+        complaint(health(bytes)),
     ];
     for got in complaints {
         assert!(got.starts_with("it is not valid UTF-8; write "), "{got}");
