@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod egress;
 pub mod health;
+pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod net;

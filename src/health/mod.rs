@@ -1,8 +1,18 @@
 //! Whether backends answer: probes, and the machine that makes up or down of what they find.
 
+mod checker;
+mod http;
+mod probe;
+mod schedule;
+mod state;
+mod tls;
+
 use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::Duration;
+
+pub use checker::{Checker, Event};
+pub use state::{Change, State, Stats};
 
 use crate::model::Health;
 
