@@ -33,6 +33,8 @@
 	X(PASS,  4, NO_SERVICE,        no_service,        "belongs to no service")                                     \
 	X(PASS,  5, NO_CONNECTION,     no_connection,     "from a backend, of no balanced connection")                 \
 	X(PASS,  6, WRONG_INTERFACE,   wrong_interface,   "from a backend's address on an interface not facing it")    \
+	X(PASS,  7, NO_BACKEND,        no_backend,                                                                     \
+	  "no backend takes new connections, and the service says on-empty = pass")                                    \
 	/* dropped */                                                                                                  \
 	X(DROP,  1, MALFORMED,         malformed,         "headers for a VIP contradict the frame or each other")      \
 	X(DROP,  2, FRAGMENT,          fragment,          "a fragment of a balanced protocol")                         \

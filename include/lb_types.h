@@ -11,7 +11,7 @@
 #include "lb_counters.h"
 
 enum lb_constants {
-	LB_ABI_VERSION = 3,	/* of the rows' layout and meaning; kept in the pinned settings */
+	LB_ABI_VERSION = 4,	/* of the rows' layout and meaning; kept in the pinned settings */
 	LB_LINE = 64,
 	LB_SERVICES_PER_BUCKET = 2,
 	LB_PAIRS_PER_ORIGIN = 8,
@@ -92,6 +92,19 @@ enum lb_ring_layout {
 	LB_RING_GENERATION_SHIFT = 48,	/* 16 bits */
 };
 
+enum lb_service_flags {
+	LB_SERVICE_PASS_EMPTY = 1,	/* what no backend takes is the kernel's, untouched */
+};
+
+/* What a service's own timeouts are of. */
+enum lb_service_timeout {
+	LB_SERVICE_TIMEOUT_ESTABLISHED = 0,
+	LB_SERVICE_TIMEOUT_UNCONFIRMED = 1,
+	LB_SERVICE_TIMEOUT_CLOSING = 2,
+	LB_SERVICE_TIMEOUT_UDP = 3,
+	LB_SERVICE_TIMEOUTS = 4,
+};
+
 struct lb_service {
 	struct lb_addr addr;
 	__be16 port;
@@ -100,7 +113,12 @@ struct lb_service {
 	__u32 sticky;	/* how long a client's record holds, in units of the table's clock; 0: there are none */
 	__u64 ring;	/* enum lb_ring_layout */
 	__u64 members;	/* the same: each backend once; empty beyond LB_LEAST_EXACT, and where nobody asks for loads */
-	__u64 reserved[3];
+	/* By enum lb_service_timeout, in units of the table's clock; 0: as in the settings. Only sweeps of the control plane
+	 * read them: the settings, by which packets rate slots, hold the longest of all services.
+	 */
+	__u16 timeout[LB_SERVICE_TIMEOUTS];
+	__u8 flags;	/* enum lb_service_flags; changed live by one store */
+	__u8 reserved[15];
 };
 
 /* What packets write of a service. */
@@ -115,17 +133,22 @@ struct lb_ring_line {
 
 /* --- backends: one row is one (service, backend) pair --- */
 
+/* The order matters: flows of UDP stay on what is below DOWN. */
 enum lb_backend_state {
 	LB_BACKEND_NONE = 0,	/* the row is free, or its backend was removed */
 	LB_BACKEND_UP = 1,
 	LB_BACKEND_DRAIN = 2,	/* live connections go on, no new ones */
-	LB_BACKEND_DOWN = 3,
+	LB_BACKEND_DOWN = 3,	/* the same for TCP; flows of UDP go to another */
+	LB_BACKEND_RESET = 4,	/* TCP goes to another, too, whose RST tells the client */
+	LB_BACKEND_DISABLED = 5,	/* as DOWN: another number only for those who look at the rows */
 };
 
 enum lb_backend_flags {
 	LB_BACKEND_SHARED = 1,	/* other services have the same address, port and protocol as a backend */
 	LB_BACKEND_COUNTED = 2,	/* its live connections are counted in its load */
 	LB_BACKEND_STICKY = 4,	/* clients are recorded: its service has a sticky time */
+	LB_BACKEND_DRAINS = 8,	/* for people: the operator drains it, whatever `state` says now */
+	LB_BACKEND_DISABLES = 16,	/* the same: the operator disabled it */
 	LB_BACKEND_REMOVED = 128,	/* not configured any more: it drains, and its row is freed when no entry names it */
 };
 
@@ -148,6 +171,14 @@ struct lb_backend {
 struct lb_backend_load {
 	__u64 opened;
 	__u64 ended;
+};
+
+/* Whether a backend answers new connections of TCP: how many SYNs since its last SYN-ACK, and how many it refused. Packets
+ * write it by plain stores, and lose some where two CPUs meet.
+ */
+struct lb_backend_answers {
+	__u32 unanswered;
+	__u32 refused;
 };
 
 /* --- client affinity: met by packets that open, confirm or close a connection of a sticky service --- */
@@ -287,6 +318,7 @@ _Static_assert(sizeof(struct lb_nexthop) == LB_LINE, "a next hop is one line");
 _Static_assert(sizeof(struct lb_bucket) == LB_LINE, "a bucket of connections is one line");
 _Static_assert(sizeof(struct lb_backend_counters) == LB_LINE, "a backend's counters are one line");
 _Static_assert(sizeof(struct lb_backend_load) == 16, "loads are packed: a scan meets many");
+_Static_assert(sizeof(struct lb_backend_answers) == 8, "answers are packed: a poll reads all of them");
 _Static_assert(sizeof(struct lb_affinity_key) == 24, "no hidden padding in a hash key");
 _Static_assert(sizeof(struct lb_affinity) == 8, "no hidden padding in a hash value");
 _Static_assert(sizeof(struct lb_neighbour_key) == 12, "no hidden padding in a hash key");

@@ -12,7 +12,7 @@ static __always_inline int lb_may_be_client(__be32 addr)
 }
 
 /* A packet that belongs to no usable connection (`old` is the state of one that is not usable, or 0): may it open one?
- * Returns minus the reason of a drop, or the backend.
+ * Returns minus the reason why not, or the backend.
  */
 static __always_inline int lb_admit(struct lb_packet *pkt, __u16 service, __u64 hash, __u64 old)
 {
@@ -33,6 +33,8 @@ static __always_inline int lb_admit(struct lb_packet *pkt, __u16 service, __u64 
 		return -LB_DROP_BAD_SOURCE;
 	backend = lb_connect(&new);
 	pkt->new_connection = new.made;
+	if (new.made)
+		lb_answer_awaited(pkt, backend);
 	return backend;
 }
 
@@ -45,7 +47,10 @@ static __always_inline int lb_goes_on(const struct lb_packet *pkt, __u64 state, 
 	if (now == LB_BACKEND_NONE || backend->service != service)
 		return 0;
 	if (pkt->proto == IPPROTO_UDP)
-		return now != LB_BACKEND_DOWN;
+		return now < LB_BACKEND_DOWN;
+	/* The backend is dead for good: another one's RST tells the client so at once. */
+	if (now == LB_BACKEND_RESET)
+		return 0;
 	if ((pkt->tcp_flags & (LB_TCP_SYN | LB_TCP_ACK | LB_TCP_RST)) != LB_TCP_SYN)
 		return 1;
 	/* Anybody can send a SYN in a client's name: it does not take a live connection off a backend that drains. */

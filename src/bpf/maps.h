@@ -81,6 +81,15 @@ struct {
 	__type(value, struct lb_backend_load);
 } backend_loads SEC(".maps");
 
+/* Whether backends answer: for the control plane, which checks at once what does not. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_backend_answers);
+} backend_answers SEC(".maps");
+
 /* Which backend a client is to come back to. The least recently used give way where there are too many. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -160,6 +169,8 @@ struct lb_exported_types {
 	struct lb_origin origin;
 	enum lb_serves serves;
 	enum lb_scheduler scheduler;
+	enum lb_service_flags service_flags;
+	enum lb_service_timeout service_timeout;
 	enum lb_ring_layout ring_layout;
 	enum lb_backend_state backend_state;
 	enum lb_backend_flags backend_flags;

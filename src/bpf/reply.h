@@ -35,6 +35,7 @@ static __always_inline int lb_reply(struct xdp_md *ctx, struct lb_packet *pkt, s
 	nat.port = service->port;
 	known = lb_state_nexthop(state);
 	stack_reason = lb_hop_to_client(ctx, &hop, known, nat.addr, pkt->ip->daddr);
+	lb_answer_seen(pkt, backend_index, state);
 	lb_conn_update(conn, key, state, pkt, backend, hop.index != known ? hop.index : 0);
 	pkt->backend = backend_index;
 	return lb_deliver(ctx, pkt, &nat, &hop, stack_reason);

@@ -138,6 +138,19 @@ __noinline int lb_select(struct lb_new *new)
 	return -reason;
 }
 
+/* What becomes of a packet for which there is no backend, by the reason that lb_select gave: where none takes it, the
+ * service may leave it to the kernel. Not in lb_select, whose loop the verifier would follow once more for each reason.
+ */
+static __always_inline int lb_without_backend(const struct lb_new *new, int reason)
+{
+	__u32 index = new->service;
+	struct lb_service *service = bpf_map_lookup_elem(&services, &index);
+
+	if (reason == LB_DROP_NO_BACKEND && service && LB_READ_ONCE(service->flags) & LB_SERVICE_PASS_EMPTY)
+		return LB_PASS_NO_BACKEND;
+	return reason;
+}
+
 /* Puts a new entry into the table. Returns 0 or the reason of a drop. */
 __noinline int lb_enter(struct lb_new *new, __u64 state)
 {
@@ -148,7 +161,7 @@ __noinline int lb_enter(struct lb_new *new, __u64 state)
 	return lb_conn_insert(&ref, state, new->now);
 }
 
-/* Selects a backend and makes, or renews, the entry. Returns the backend's index, or minus the reason of a drop. */
+/* Selects a backend and makes, or renews, the entry. Returns the backend's index, or minus the reason why not. */
 __noinline int lb_connect(struct lb_new *new)
 {
 	struct lb_conn_ref ref;
@@ -162,7 +175,7 @@ __noinline int lb_connect(struct lb_new *new)
 	if (!backend || lb_refuses(new, backend))
 		backend = lb_select(new);
 	if (backend < 0)
-		return backend;
+		return -lb_without_backend(new, -backend);
 	state = lb_state_new(backend, ref.tag, new->proto, new->now);
 	state = lb_state_count(state, lb_backend_flags_of(backend));
 

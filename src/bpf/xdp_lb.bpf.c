@@ -21,6 +21,7 @@
 #include "conn.h"
 #include "nexthop.h"
 #include "partial.h"
+#include "answers.h"
 #include "nat.h"
 #include "affinity.h"
 #include "least.h"

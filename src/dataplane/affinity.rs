@@ -14,16 +14,23 @@ use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
 use super::directory::{addr_of, ipv4_of};
 use super::tables::{as_bytes, from_bytes};
 use super::types::{lb_affinity, lb_affinity_key};
-use crate::model::Service;
+use crate::model::{Service, Timeouts};
 
 /// How often sweeps are needed if nothing is sticky.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the table must be swept for these services: a record must not run out while a connection of its client lives,
-/// and only the sweep sees that.
+/// and only the sweep sees that. Nor do packets know timeouts that are shorter than another service's.
 pub fn sweep_interval(services: &[Service]) -> Duration {
-    let sticky = services.iter().filter_map(|service| service.sticky);
-    sticky.map(|time| time / 2).fold(SWEEP_INTERVAL, Duration::min)
+    const LEAST: Duration = Duration::from_secs(1);
+    let sticky = services.iter().filter_map(|service| service.sticky).map(|time| time / 2);
+    let first = services.first().map(|service| service.timeouts);
+    let differ = services.iter().any(|service| Some(service.timeouts) != first);
+    let own = services.iter().filter(|_| differ).map(|service| {
+        let Timeouts { established, unconfirmed, closing, udp } = service.timeouts;
+        (established.min(unconfirmed).min(closing).min(udp) / 2).max(LEAST)
+    });
+    sticky.chain(own).fold(SWEEP_INTERVAL, Duration::min)
 }
 
 /// A client of a service, both as the connection table's keys have them.

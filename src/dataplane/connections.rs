@@ -7,10 +7,12 @@ use super::hash::{candidates, hash};
 use super::loads::{Counted, Loads};
 use super::mapped::Rows;
 use super::nexthops::NamedRows;
+use super::own_timeouts::OwnTimeouts;
 use super::types::{
     lb_backend, lb_backend_flags as flag, lb_bucket, lb_constants as constants, lb_nexthop, lb_nexthop_flags,
-    lb_phase, lb_settings, lb_state_layout as layout,
+    lb_phase, lb_service, lb_settings, lb_state_layout as layout,
 };
+use super::usage::service_of;
 
 const PER_BUCKET: usize = constants::LB_CONNS_PER_BUCKET.0 as usize;
 const KEY: usize = 0;
@@ -38,7 +40,7 @@ impl State {
         lb_phase(self.field(layout::LB_STATE_PHASE_SHIFT, 7) as u32)
     }
 
-    fn tag(self) -> u8 {
+    pub(super) fn tag(self) -> u8 {
         self.field(layout::LB_STATE_TAG_SHIFT, 0xff) as u8
     }
 
@@ -78,7 +80,7 @@ impl State {
     }
 
     /// With the counted bit as it should be, by whether the entry's backend is counted.
-    fn count(self, backend_is_counted: bool) -> State {
+    pub(super) fn count(self, backend_is_counted: bool) -> State {
         let bit = 1 << layout::LB_STATE_COUNTED_SHIFT.0;
         match self.is_live() {
             true if backend_is_counted => State(self.0 | bit),
@@ -152,13 +154,23 @@ pub struct Walked<'a> {
 pub struct Sweeper<'a> {
     tables: Walked<'a>,
     settings: lb_settings,
+    timeouts: OwnTimeouts,
     now: u16,
 }
 
 impl<'a> Sweeper<'a> {
     /// `now` is the time by the table's clock.
     pub fn new(tables: Walked<'a>, settings: lb_settings, now: u16) -> Sweeper<'a> {
-        Sweeper { tables, settings, now }
+        Sweeper { tables, settings, timeouts: OwnTimeouts::none(settings.timeout), now }
+    }
+
+    /// Goes by the services' own timeouts where they have some.
+    pub fn with_services(self, services: &Rows<lb_service>) -> Sweeper<'a> {
+        Sweeper { timeouts: OwnTimeouts::read(self.settings.timeout, services), ..self }
+    }
+
+    fn over_timeout(&self, key: u64, state: State) -> bool {
+        state.over_timeout(self.now, self.timeouts.of_service(service_of(key)))
     }
 
     /// Counts, changing nothing.
@@ -190,7 +202,7 @@ impl<'a> Sweeper<'a> {
         if state.is_live() && self.hidden(bucket, slot, key) {
             return State(0);
         }
-        let expires = !state.expired() && state.over_timeout(self.now, &self.settings.timeout);
+        let expires = !state.expired() && self.over_timeout(key, state);
         let state = if expires { state.expire() } else { state };
         let state = state.count(flags & flag::LB_BACKEND_COUNTED.0 as u8 != 0);
         if self.is_valid(state.nexthop()) { state } else { state.forget_nexthop() }
@@ -241,9 +253,9 @@ impl<'a> Sweeper<'a> {
                 if !state.is_entry() {
                     continue;
                 }
-                self.note(&mut census, state);
+                self.note(&mut census, key, state);
                 let left = each(&mut census, bucket, slot, state);
-                let live = left.is_live() && !left.over_timeout(self.now, &self.settings.timeout);
+                let live = left.is_live() && !self.over_timeout(key, left);
                 census.nexthops.note(left.nexthop(), live.then_some(key));
                 if left.counted() {
                     census.counted(left.backend()).entries += 1;
@@ -253,12 +265,9 @@ impl<'a> Sweeper<'a> {
         census
     }
 
-    fn note(&self, census: &mut Census, state: State) {
+    fn note(&self, census: &mut Census, key: u64, state: State) {
         let phase = state.phase();
-        if phase == lb_phase::LB_PHASE_CLOSED
-            || state.expired()
-            || state.over_timeout(self.now, &self.settings.timeout)
-        {
+        if phase == lb_phase::LB_PHASE_CLOSED || state.expired() || self.over_timeout(key, state) {
             census.replaceable += 1;
             return;
         }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{MapCore as _, MapHandle, MapInfo};
+use libbpf_rs::{ErrorKind, MapCore as _, MapHandle, MapInfo};
 
 use super::attach::{Attachment, open_pin};
 use super::load::Profile;
@@ -194,7 +194,11 @@ impl Pinned {
             let pin = self.tables.values().find(|map| id_of(map).is_ok_and(|pinned| pinned == *id));
             let map = match pin {
                 Some(map) => MapHandle::try_from(map),
-                None => MapHandle::from_map_id(*id),
+                // Without CAP_SYS_ADMIN pins must do: the program's own data have none, and are no tables.
+                None => match MapHandle::from_map_id(*id) {
+                    Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
+                    map => map,
+                },
             };
             let map =
                 map.with_context(|| format!("could not take hold of the attached program's map {id}"))?;

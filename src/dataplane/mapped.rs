@@ -119,7 +119,7 @@ impl<T> Drop for Rows<T> {
     fn drop(&mut self) {
         // SAFETY: our own mapping, of which nothing is borrowed any more.
         if let Err(error) = unsafe { munmap(self.base, self.bytes.get()) } {
-            crate::note!("could not unmap the table {}: {error}", self.map.name().to_string_lossy());
+            tracing::info!("could not unmap the table {}: {error}", self.map.name().to_string_lossy());
         }
     }
 }

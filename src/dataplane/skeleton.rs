@@ -27,6 +27,7 @@ plain!(
     types::lb_ring_line,
     types::lb_backend,
     types::lb_backend_load,
+    types::lb_backend_answers,
     types::lb_affinity_key,
     types::lb_affinity,
     types::lb_nexthop,

@@ -24,6 +24,7 @@ macro_rules! for_each_map {
             rings,
             backends,
             backend_loads,
+            backend_answers,
             affinity,
             nexthops,
             unresolved,
@@ -42,7 +43,7 @@ macro_rules! names {
 }
 
 /// What the tables are called, and pinned under.
-pub(super) const TABLE_NAMES: [&str; 15] = for_each_map!(names);
+pub(super) const TABLE_NAMES: [&str; 16] = for_each_map!(names);
 
 /// How many rows each table has; they cannot grow while the program is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct Capacity {
 
 impl Capacity {
     const SLOTS_PER_BUCKET: u64 = types::lb_constants::LB_CONNS_PER_BUCKET.0 as u64;
+    /// An index has 16 bits, and 0 means "none".
+    const MAX_ROWS: usize = 65535;
     const MIN_SERVICES: u32 = 256;
     const MIN_BACKENDS: u32 = 4096;
     const MIN_RING_LINES: u32 = 65536;
@@ -82,10 +85,11 @@ impl Capacity {
             let count = u32::try_from(count * 2 + 1).context("the tables would be too large")?;
             Ok(count.max(least))
         };
-        let services = twice(services, Self::MIN_SERVICES)?;
-        let backends = twice(backends, Self::MIN_BACKENDS)?;
-        ensure!(services <= 65536, "{services} rows of services: there is room for 65,536");
-        ensure!(backends <= 65536, "{backends} rows of backends: there is room for 65,536");
+        ensure!(services <= Self::MAX_ROWS, "{services} services: there is room for {}", Self::MAX_ROWS);
+        ensure!(backends <= Self::MAX_ROWS, "{backends} backends: there is room for {}", Self::MAX_ROWS);
+        let rows = |count, least| Ok::<_, anyhow::Error>(twice(count, least)?.min(Self::MAX_ROWS as u32 + 1));
+        let services = rows(services, Self::MIN_SERVICES)?;
+        let backends = rows(backends, Self::MIN_BACKENDS)?;
         let buckets = (u64::from(connections) * 7).div_ceil(2 * Self::SLOTS_PER_BUCKET).max(1);
         Ok(Capacity {
             buckets: u32::try_from(buckets).context("too many connections")?,
@@ -151,6 +155,7 @@ impl Capacity {
             (&mut maps.backends, self.backends),
             (&mut maps.backend_counters, self.backends),
             (&mut maps.backend_loads, self.backends),
+            (&mut maps.backend_answers, self.backends),
             (&mut maps.affinity, self.affinity),
             (&mut maps.rings, self.ring_lines),
             (&mut maps.nexthops, self.nexthops),
@@ -165,8 +170,8 @@ impl Capacity {
 }
 
 /// The tables that hold the configuration. Their rows name each other by index, so that one of them is never replaced alone.
-pub(super) const CONFIGURATION: [&str; 6] =
-    ["directory", "services", "service_states", "rings", "backends", "backend_counters"];
+pub(super) const CONFIGURATION: [&str; 7] =
+    ["directory", "services", "service_states", "rings", "backends", "backend_counters", "backend_answers"];
 
 /// What a map must be like to serve as one of our tables: type, size of keys, size of values, flags, rows.
 pub(super) type Shape = (u32, u32, u32, u32, u32);
@@ -202,6 +207,8 @@ pub struct Tables {
     pub backends: Rows<types::lb_backend>,
     /// Live connections by backend index, where a scheduler asks for them.
     pub backend_loads: Rows<types::lb_backend_load>,
+    /// By backend index: how many SYNs since its last SYN-ACK, and how many it refused.
+    pub backend_answers: Rows<types::lb_backend_answers>,
     affinity: MapHandle,
     /// Next hops by index.
     pub nexthops: Rows<types::lb_nexthop>,
@@ -253,6 +260,7 @@ impl Tables {
             rings: Rows::map(handle("rings")?)?,
             backends: Rows::map(handle("backends")?)?,
             backend_loads: Rows::map(handle("backend_loads")?)?,
+            backend_answers: Rows::map(handle("backend_answers")?)?,
             affinity: handle("affinity")?,
             nexthops: Rows::map(handle("nexthops")?)?,
             unresolved: Rows::map(handle("unresolved")?)?,
@@ -266,7 +274,7 @@ impl Tables {
     }
 
     /// Every table with its name.
-    pub(super) fn handles(&self) -> [(&'static str, &MapHandle); 15] {
+    pub(super) fn handles(&self) -> [(&'static str, &MapHandle); 16] {
         [
             ("directory", &self.directory),
             ("services", self.services.handle()),
@@ -274,6 +282,7 @@ impl Tables {
             ("rings", self.rings.handle()),
             ("backends", self.backends.handle()),
             ("backend_loads", self.backend_loads.handle()),
+            ("backend_answers", self.backend_answers.handle()),
             ("affinity", &self.affinity),
             ("nexthops", self.nexthops.handle()),
             ("unresolved", self.unresolved.handle()),
@@ -335,10 +344,19 @@ impl Tables {
             .with_context(|| format!("could not set the counters of backend {index}"))
     }
 
-    /// A row that is used for another backend counts from 0.
-    pub(super) fn clear_backend_counters(&self, index: u16) -> Result<()> {
-        let cpus = libbpf_rs::num_possible_cpus().context("could not count the CPUs")?;
-        self.set_backend_counters(index, &vec![vec![0; size_of::<types::lb_backend_counters>()]; cpus])
+    /// A row that is used for another backend counts from 0. Returns what was in it, if that was something else.
+    pub(super) fn clear_backend_counters(&self, index: u16) -> Result<Option<Vec<Vec<u8>>>> {
+        let before = self
+            .backend_counters
+            .lookup_percpu(&u32::from(index).to_ne_bytes(), MapFlags::ANY)
+            .with_context(|| format!("could not read the counters of backend {index}"))?
+            .with_context(|| format!("there are no counters of backend {index}"))?;
+        if before.iter().flatten().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let zeros: Vec<Vec<u8>> = before.iter().map(|value| vec![0; value.len()]).collect();
+        self.set_backend_counters(index, &zeros)?;
+        Ok(Some(before))
     }
 
     /// Packets and bytes that met a reason, over all CPUs.
@@ -372,7 +390,7 @@ pub(super) fn read_settings(settings: &MapHandle) -> Result<types::lb_settings> 
 }
 
 /// Packets and the bytes of their whole frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counter {
     /// Packets.
     pub packets: u64,

@@ -1,7 +1,9 @@
 //! What a running instance does, in figures: read from its tables, so that it can be read without the instance too.
 
+mod connections;
 mod report;
 mod snapshot;
 
+pub use connections::{ConnectionFigures, Connections};
 pub use report::render;
-pub use snapshot::{BackendFigures, ReasonFigures, ServiceFigures, Snapshot};
+pub use snapshot::{BackendFigures, HealthFigures, ReasonFigures, ServiceFigures, Snapshot};

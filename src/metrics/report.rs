@@ -8,9 +8,12 @@ use crate::dataplane::{Class, Counter};
 /// The snapshot as text for people. With an earlier snapshot and the time between the two, rates are shown too.
 pub fn render(now: &Snapshot, earlier: Option<(&Snapshot, Duration)>) -> String {
     let mut text = String::new();
-    for (index, service) in now.services.iter().enumerate() {
-        let before = earlier.and_then(|(snapshot, time)| Some((snapshot.services.get(index)?, time)));
-        text += &format!("{}/{}  {}\n", service.vip, service.protocol, service.scheduler);
+    for service in &now.services {
+        let same = |old: &&ServiceFigures| (old.vip, &old.protocol) == (service.vip, &service.protocol);
+        let before = earlier.and_then(|(snapshot, time)| Some((snapshot.services.iter().find(same)?, time)));
+        let vip = service.vip.to_string();
+        let name = if service.name == vip { String::new() } else { format!("{}  ", service.name) };
+        text += &format!("{name}{vip}/{}  {}\n", service.protocol, service.scheduler);
         text += &format!("{}\n", backends(service, before).trim_fmt());
     }
     text += &format!("{}\n", totals(now, earlier).trim_fmt());

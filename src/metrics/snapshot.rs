@@ -1,14 +1,15 @@
+use std::collections::HashMap;
 use std::net::SocketAddrV4;
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dataplane::types::{lb_backend, lb_backend_flags, lb_backend_state, lb_service};
 use crate::dataplane::{Census, Class, Counter, Reason, Tables, ipv4_of, scheduler_of};
-use crate::model::Protocol;
+use crate::model::{AdminState, Protocol, Service};
 
 /// Every figure of an instance at one time. Its JSON is stable: fields are added, never renamed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The services, in the order of their indexes.
     pub services: Vec<ServiceFigures>,
@@ -19,25 +20,28 @@ pub struct Snapshot {
 }
 
 /// One service.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServiceFigures {
+    /// What people call it: its VIP, unless [`Snapshot::name`] was told.
+    #[serde(default)]
+    pub name: String,
     /// The address and port clients connect to.
     pub vip: SocketAddrV4,
     /// `tcp` or `udp`.
     pub protocol: String,
     /// How new connections are spread.
-    pub scheduler: &'static str,
+    pub scheduler: String,
     /// Its backends.
     pub backends: Vec<BackendFigures>,
 }
 
 /// One backend of a service.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackendFigures {
     /// Where it listens.
     pub address: SocketAddrV4,
-    /// `up`, `drain`, `down`, or `removed` while connections of one that is not configured any more go on.
-    pub state: &'static str,
+    /// `up`, `drain`, `down`, `disabled`, or `removed` while connections of one that is not configured any more go on.
+    pub state: String,
     /// Its share of new connections.
     pub weight: u8,
     /// Live connections, confirmed or not.
@@ -51,24 +55,58 @@ pub struct BackendFigures {
     pub to_backend: Counter,
     /// What it answered.
     pub to_client: Counter,
+    /// What is known of its health, while a process runs that checks it.
+    #[serde(default)]
+    pub health: Option<HealthFigures>,
+}
+
+/// What is known of a backend's health.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HealthFigures {
+    /// What is asked of it: `none`, `tcp`, `http` or `https`.
+    pub check: String,
+    /// What the operator wants of it: `enabled`, `drain` or `disabled`.
+    pub admin: String,
+    /// Its weight by the configuration; it has another one while it starts slowly.
+    pub weight: u8,
+    /// Whether checks find it up; `None`: it is not checked.
+    pub up: Option<bool>,
+    /// Checks that came to a result.
+    pub checks: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// Which part of the last 100 checks failed, 0 to 1.
+    pub failure_rate: f64,
+    /// When it last went up or down, in seconds since 1970.
+    pub last_change: Option<f64>,
+    /// Why a check last failed.
+    pub last_error: Option<String>,
+    /// When that was, in seconds since 1970.
+    pub last_error_at: Option<f64>,
+    /// How long the last good check took, in milliseconds.
+    pub latency_ms: Option<f64>,
+    /// The same, smoothed.
+    pub smoothed_latency_ms: Option<f64>,
+    /// When its live connections are reset, in seconds from now, if that is to be.
+    pub reset_in_seconds: Option<f64>,
 }
 
 /// One thing that can become of a packet.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReasonFigures {
     /// `sent`, `stack`, `pass`, `drop` or `error`.
-    pub class: &'static str,
+    pub class: String,
     /// Its name, unique within the class.
-    pub name: &'static str,
+    pub name: String,
     /// What it means.
-    pub help: &'static str,
+    pub help: String,
     /// How often it happened.
     #[serde(flatten)]
     pub counter: Counter,
 }
 
 /// How full the connection table is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TableFigures {
     /// Slots in all; more than the connections promised.
     pub slots: u64,
@@ -95,6 +133,32 @@ impl Snapshot {
         })
     }
 
+    /// Gives the services the names of the configuration, and the backends that it disables that state.
+    pub fn name(&mut self, configured: &[Service]) {
+        for figures in &mut self.services {
+            let same = |service: &&Service| {
+                service.vip == figures.vip && service.protocol.to_string() == figures.protocol
+            };
+            let Some(service) = configured.iter().find(same) else { continue };
+            figures.name.clone_from(&service.name);
+            for backend in figures.backends.iter_mut().filter(|backend| backend.state != "removed") {
+                let same = |other: &&crate::model::Backend| other.address == backend.address;
+                if service.backends.iter().find(same).is_some_and(|is| is.state == AdminState::Disabled) {
+                    backend.state = AdminState::Disabled.name().to_owned();
+                }
+            }
+        }
+    }
+
+    /// Adds what is known of the health of backends, by the names of their services.
+    pub fn add_health(&mut self, known: &HashMap<(String, SocketAddrV4), HealthFigures>) {
+        for service in &mut self.services {
+            for backend in &mut service.backends {
+                backend.health = known.get(&(service.name.clone(), backend.address)).cloned();
+            }
+        }
+    }
+
     /// All that a class of reasons counted.
     pub fn class(&self, class: Class) -> Counter {
         self.reasons.iter().filter(|reason| reason.class == class.name()).map(|reason| reason.counter).sum()
@@ -104,9 +168,9 @@ impl Snapshot {
 fn reasons(tables: &Tables) -> Result<Vec<ReasonFigures>> {
     let figures = |reason: &Reason| {
         Ok(ReasonFigures {
-            class: reason.class.name(),
-            name: reason.name,
-            help: reason.help,
+            class: reason.class.name().to_owned(),
+            name: reason.name.to_owned(),
+            help: reason.help.to_owned(),
             counter: tables.reason_counter(reason.code())?,
         })
     };
@@ -132,10 +196,12 @@ fn services(tables: &Tables, census: &Census) -> Result<Vec<ServiceFigures>> {
 }
 
 fn figures_of(row: &lb_service, protocol: Protocol) -> ServiceFigures {
+    let vip = SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port));
     ServiceFigures {
-        vip: SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port)),
+        name: vip.to_string(),
+        vip,
         protocol: protocol.to_string(),
-        scheduler: scheduler_of(row.scheduler).map_or("unknown", |scheduler| scheduler.name()),
+        scheduler: scheduler_of(row.scheduler).map_or("unknown", |scheduler| scheduler.name()).to_owned(),
         backends: Vec::new(),
     }
 }
@@ -150,13 +216,14 @@ fn backend(
     let counters = tables.backend_counters(index)?;
     Ok(BackendFigures {
         address: SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port)),
-        state,
+        state: state.to_owned(),
         weight: row.weight,
         active: census.active.get(usize::from(index)).copied().unwrap_or(0),
         load: is_counted(row).then(|| tables.loads().load(index)),
         connections: counters.connections,
         to_backend: Counter::from(&counters.to_backend),
         to_client: Counter::from(&counters.to_client),
+        health: None,
     })
 }
 
@@ -166,13 +233,16 @@ fn is_counted(row: &lb_backend) -> bool {
 
 /// `None` for a free row.
 fn state_name(row: &lb_backend) -> Option<&'static str> {
-    let removed = u32::from(row.flags) & lb_backend_flags::LB_BACKEND_REMOVED.0 != 0;
+    let has = |flag: lb_backend_flags| u32::from(row.flags) & flag.0 != 0;
     match lb_backend_state(u32::from(row.state)) {
         lb_backend_state::LB_BACKEND_NONE => None,
-        _ if removed => Some("removed"),
+        _ if has(lb_backend_flags::LB_BACKEND_REMOVED) => Some("removed"),
+        _ if has(lb_backend_flags::LB_BACKEND_DISABLES) => Some("disabled"),
+        _ if has(lb_backend_flags::LB_BACKEND_DRAINS) => Some("drain"),
         lb_backend_state::LB_BACKEND_UP => Some("up"),
         lb_backend_state::LB_BACKEND_DRAIN => Some("drain"),
-        lb_backend_state::LB_BACKEND_DOWN => Some("down"),
+        lb_backend_state::LB_BACKEND_DOWN | lb_backend_state::LB_BACKEND_RESET => Some("down"),
+        lb_backend_state::LB_BACKEND_DISABLED => Some("disabled"),
         _ => None,
     }
 }

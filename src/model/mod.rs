@@ -13,5 +13,5 @@ pub use backend::{AdminState, Backend, Weight};
 pub use diff::{Change, Step, diff};
 pub use health::{Health, HttpProbe, Initial, Probe, TlsProbe};
 pub use scheduler::Scheduler;
-pub use service::{OnDown, OnEmpty, Protocol, Service};
+pub use service::{OnDown, OnEmpty, Protocol, Service, means_service};
 pub use timeouts::Timeouts;

@@ -50,6 +50,19 @@ impl Service {
         }
     }
 
+    /// What people call this one: its name, and the protocol where the name alone does not tell.
+    pub fn label(&self) -> String {
+        match self.protocol {
+            Protocol::Tcp if self.name != self.vip.to_string() => self.name.clone(),
+            protocol => format!("{}/{protocol}", self.name),
+        }
+    }
+
+    /// Whether people mean this one by a word: see [`means_service`].
+    pub fn is_called(&self, word: &str) -> bool {
+        means_service(word, &self.name, self.vip, self.protocol)
+    }
+
     /// How new connections are spread, for people.
     pub fn how(&self) -> String {
         match self.sticky {
@@ -57,6 +70,12 @@ impl Service {
             Some(time) => format!("{}, clients stay for {time:?}", self.scheduler),
         }
     }
+}
+
+/// Whether `word` means the service of this name, VIP and protocol: it is its name or its VIP, perhaps with `/PROTOCOL`.
+pub fn means_service(word: &str, name: &str, vip: SocketAddrV4, protocol: Protocol) -> bool {
+    let vip = vip.to_string();
+    [name, vip.as_str()].iter().any(|is| word == *is || word == format!("{is}/{protocol}"))
 }
 
 /// What becomes of a new connection that no backend takes.

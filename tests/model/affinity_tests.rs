@@ -52,7 +52,7 @@ fn a_record_that_holds_decides() {
 
 #[test]
 fn a_record_of_a_backend_that_takes_nobody_is_removed() {
-    for change in [State::Drain, State::Down] {
+    for change in [State::Drain, State::Down, State::Reset, State::Disabled] {
         let mut machine = sticky();
         machine.affinity.insert(WHO, record(2, 1000));
         machine.world.backends.get_mut(&2).unwrap().state = change;

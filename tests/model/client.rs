@@ -62,6 +62,7 @@ impl Machine {
             None if self.insert(key, new, arrival.clock()) => (),
             None => return Err(Reason::DropTableFull),
         }
+        self.asked(backend, packet);
         Ok((backend, true))
     }
 
@@ -78,10 +79,12 @@ pub fn goes_on(row: Option<world::State>, phase: Phase, packet: &Packet) -> bool
     let opens = packet.has(SYN) && !packet.has(ACK) && !packet.has(RST);
     match (row, packet.protocol) {
         (None, _) => false,
-        (Some(state), UDP) => state != world::State::Down,
+        (Some(world::State::Up | world::State::Drain), UDP) => true,
+        (Some(_), UDP) => false,
         (Some(world::State::Up), _) => !opens || phase != Phase::Closed,
         (Some(world::State::Drain), _) => !opens || phase == Phase::Established,
-        (Some(world::State::Down), _) => !opens,
+        (Some(world::State::Down | world::State::Disabled), _) => !opens,
+        (Some(world::State::Reset), _) => false,
     }
 }
 

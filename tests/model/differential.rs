@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-use xdp_lb::dataplane::types::{lb_backend_load, lb_backend_state, lb_bucket, lb_service_state};
+use xdp_lb::dataplane::types::{
+    lb_backend_answers, lb_backend_load, lb_backend_state, lb_bucket, lb_service_state,
+};
 use xdp_lb::dataplane::{Egress, Reason};
 
-use super::machine::{BackendCounters, Entry, Machine, Record};
+use super::machine::{Answers, BackendCounters, Entry, Machine, Record};
 use super::packets::lab::{Lab, Verdict as Seen, backend_mac};
 use super::scenario::{NEIGHBOURS, Scenario, refresh, set_valid, world};
 use super::sequence::{Hop, Op, Sent, hex};
@@ -69,6 +71,9 @@ impl Twin<'_> {
             self.set_state(row, State::Up);
             self.set_hop(row, Hop::Known);
         }
+        for service in self.fresh.services.keys() {
+            self.lab.pass_empty(*service, false);
+        }
         for index in &self.rows {
             set_valid(self.lab, *index, true);
         }
@@ -81,6 +86,7 @@ impl Twin<'_> {
         }
         for index in self.fresh.backends.keys() {
             tables.backend_loads.set(usize::from(*index), lb_backend_load::default()).unwrap();
+            tables.backend_answers.set(usize::from(*index), lb_backend_answers::default()).unwrap();
         }
         for index in self.fresh.services.keys() {
             tables.service_states.set(usize::from(*index), lb_service_state::default()).unwrap();
@@ -115,6 +121,11 @@ impl Twin<'_> {
                 self.set_state(*row, *state);
                 refresh(&mut self.machine.world, self.lab);
                 format!("lab.state({row}, {});", state_name(*state))
+            }
+            Op::Empty { service, pass } => {
+                self.lab.pass_empty(*service, *pass);
+                refresh(&mut self.machine.world, self.lab);
+                format!("lab.pass_empty({service}, {pass});")
             }
             Op::Hop { row, hop } => {
                 self.set_hop(*row, *hop);
@@ -204,6 +215,8 @@ impl Twin<'_> {
             State::Up => lb_backend_state::LB_BACKEND_UP,
             State::Drain => lb_backend_state::LB_BACKEND_DRAIN,
             State::Down => lb_backend_state::LB_BACKEND_DOWN,
+            State::Reset => lb_backend_state::LB_BACKEND_RESET,
+            State::Disabled => lb_backend_state::LB_BACKEND_DISABLED,
         };
         self.lab.state(row, state);
     }
@@ -222,7 +235,7 @@ impl Twin<'_> {
         }
     }
 
-    /// Connections, loads and rotations are looked at after each step; they are mapped memory.
+    /// Connections, loads, answers and rotations are looked at after each step; they are mapped memory.
     fn table_differences(&self) -> String {
         let tables = self.lab.plane.tables();
         let mut what = String::new();
@@ -242,6 +255,12 @@ impl Twin<'_> {
             if (seen.opened, seen.ended) != (load.opened, load.ended) {
                 let _ =
                     write!(what, "load of {index}: program {}-{}, model {load:?}; ", seen.opened, seen.ended);
+            }
+            let seen = tables.backend_answers.get(usize::from(*index)).unwrap();
+            let seen = Answers { unanswered: seen.unanswered, refused: seen.refused };
+            let answers = self.machine.answers.get(index).copied().unwrap_or_default();
+            if seen != answers {
+                let _ = write!(what, "answers of {index}: program {seen:?}, model {answers:?}; ");
             }
         }
         for index in self.fresh.services.keys() {
@@ -346,5 +365,7 @@ fn state_name(state: State) -> &'static str {
         State::Up => "lb_backend_state::LB_BACKEND_UP",
         State::Drain => "lb_backend_state::LB_BACKEND_DRAIN",
         State::Down => "lb_backend_state::LB_BACKEND_DOWN",
+        State::Reset => "lb_backend_state::LB_BACKEND_RESET",
+        State::Disabled => "lb_backend_state::LB_BACKEND_DISABLED",
     }
 }

@@ -52,11 +52,13 @@ impl Generator {
                 self.script = Some(Script { client, service, stage: 0 });
                 self.next(machine)
             }
-            800..900 => self.time(machine),
+            800..885 => self.time(machine),
+            885..900 => Op::Empty { service: self.service(machine), pass: self.chance(75) },
             900..920 => Op::Random(self.rng.u32(..)),
             920..935 => Op::Sweep,
             935..970 => {
-                let state = self.pick(&[State::Up, State::Up, State::Drain, State::Down]);
+                let down = self.pick(&[State::Down, State::Reset, State::Disabled]);
+                let state = self.pick(&[State::Up, State::Up, State::Drain, down]);
                 Op::State { row: self.row(machine), state }
             }
             970..985 => {

@@ -46,6 +46,7 @@ fn service(end: End, protocol: u8, ring: &[u16]) -> Service {
         sticky: 0,
         ring: ring.to_vec(),
         members: Vec::new(),
+        pass_empty: false,
     }
 }
 

@@ -27,6 +27,13 @@ pub struct Load {
     pub ended: u64,
 }
 
+/// What is known of how a backend answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    pub unanswered: u32,
+    pub refused: u32,
+}
+
 /// Which backend a client had, and when by the long clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -58,6 +65,8 @@ pub struct Machine {
     pub connections: Vec<[Entry; 4]>,
     /// By backend.
     pub loads: BTreeMap<u16, Load>,
+    /// By backend.
+    pub answers: BTreeMap<u16, Answers>,
     /// By client and service.
     pub affinity: BTreeMap<(Ipv4Addr, u16), Record>,
     pub senders: Vec<bool>,
@@ -90,6 +99,7 @@ impl Machine {
         Machine {
             connections: vec![[Entry::default(); 4]; world.buckets as usize],
             loads: BTreeMap::new(),
+            answers: BTreeMap::new(),
             affinity: BTreeMap::new(),
             senders: vec![false; PARTIAL_SENDERS as usize],
             rotations: BTreeMap::new(),

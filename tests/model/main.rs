@@ -5,6 +5,7 @@
 
 // The model: from what the control plane has put in place to what becomes of a packet.
 mod affinity;
+mod answers;
 mod checksum;
 mod client;
 mod deliver;
@@ -25,6 +26,7 @@ mod world;
 
 // Tests of the model itself, against the documents.
 mod affinity_tests;
+mod answers_tests;
 mod checksum_tests;
 mod deliver_tests;
 mod insert_tests;

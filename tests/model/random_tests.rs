@@ -29,7 +29,12 @@ fn event() -> impl Strategy<Value = Event> {
     let change = (0..64usize, any::<u8>());
     let changes = prop_oneof![4 => Just(Vec::new()), 1 => proptest::collection::vec(change, 1..4)];
     let cut = prop_oneof![9 => Just(0usize), 1 => 0..64usize];
-    let state = prop_oneof![Just(world::State::Up), Just(world::State::Drain), Just(world::State::Down)];
+    let state = prop_oneof![
+        Just(world::State::Up),
+        Just(world::State::Drain),
+        Just(world::State::Down),
+        Just(world::State::Reset)
+    ];
     prop_oneof![
         20 => (1..12u16, 0..5u8, 0..0x20u8, changes, cut)
             .prop_map(|(port, way, flags, changes, cut)| Event::Frame { port, way, flags, changes, cut }),

@@ -16,6 +16,7 @@ pub enum Reason {
     PassNoService,
     PassNoConnection,
     PassWrongInterface,
+    PassNoBackend,
     DropMalformed,
     DropFragment,
     DropTtl,
@@ -32,7 +33,7 @@ pub enum Reason {
 use Reason::*;
 
 /// In the order of the header. `error checksum` is here for the harness: the model can always read a segment.
-pub const ALL: [(Reason, &str); 23] = [
+pub const ALL: [(Reason, &str); 24] = [
     (SentToBackend, "sent to_backend"),
     (SentToClient, "sent to_client"),
     (StackToBackend, "stack to_backend"),
@@ -45,6 +46,7 @@ pub const ALL: [(Reason, &str); 23] = [
     (PassNoService, "pass no_service"),
     (PassNoConnection, "pass no_connection"),
     (PassWrongInterface, "pass wrong_interface"),
+    (PassNoBackend, "pass no_backend"),
     (DropMalformed, "drop malformed"),
     (DropFragment, "drop fragment"),
     (DropTtl, "drop ttl"),

@@ -32,6 +32,7 @@ impl Machine {
         let (way, index) = self.way_to_client(arrival.interface, key.client, state.next_hop);
         let after = self.transition(state, Side::Backend, arrival.frame, packet, arrival.clock());
         let next_hop = if index != 0 { index } else { after.next_hop };
+        self.answered(state, packet);
         self.write(at, key, State { next_hop, ..after }, Side::Backend, arrival.now);
 
         let to = Translation { to_backend: false, address: service.address, port: service.port };

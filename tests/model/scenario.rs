@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use xdp_lb::dataplane::Profile;
 use xdp_lb::dataplane::types::{
-    lb_backend_state, lb_nexthop, lb_nexthop_flags, lb_ring_layout, lb_service, lb_settings,
+    lb_backend_state, lb_nexthop, lb_nexthop_flags, lb_ring_layout, lb_service, lb_service_flags, lb_settings,
 };
 use xdp_lb::model::{Protocol, Scheduler as Configured, Service as Config};
 
@@ -188,6 +188,7 @@ fn add_service(world: &mut World, lab: &Lab, config: &Config) {
         sticky: row.sticky,
         ring: slots(lab, row.ring),
         members: slots(lab, row.members),
+        pass_empty: false,
     };
     for backend in &config.backends {
         let rows = &lab.plane.tables().backends;
@@ -235,10 +236,16 @@ pub fn refresh(world: &mut World, lab: &Lab) {
             lb_backend_state::LB_BACKEND_UP => State::Up,
             lb_backend_state::LB_BACKEND_DRAIN => State::Drain,
             lb_backend_state::LB_BACKEND_DOWN => State::Down,
+            lb_backend_state::LB_BACKEND_RESET => State::Reset,
+            lb_backend_state::LB_BACKEND_DISABLED => State::Disabled,
             other => panic!("a backend in state {other:?}"),
         };
         backend.next_hop = row.nexthop;
         used.push(row.nexthop);
+    }
+    for (index, service) in &mut world.services {
+        let row = tables.services.get(usize::from(*index)).unwrap();
+        service.pass_empty = u32::from(row.flags) & lb_service_flags::LB_SERVICE_PASS_EMPTY.0 != 0;
     }
     for index in used {
         // A row stays what it was when nobody names it any more: entries still do.

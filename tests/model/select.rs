@@ -11,6 +11,10 @@ use crate::world::{Scheduler, Service};
 /// Slots of the ring looked at after one whose backend is not taken.
 const RETRIES: usize = 8;
 
+fn nobody_takes(service: &Service) -> Reason {
+    if service.pass_empty { Reason::PassNoBackend } else { Reason::DropNoBackend }
+}
+
 impl Machine {
     pub fn select(&mut self, arrival: &Arrival, packet: &Packet, index: u16) -> Result<u16, Reason> {
         let service = self.world.services[&index].clone();
@@ -21,7 +25,7 @@ impl Machine {
             }
         }
         if service.ring.is_empty() {
-            return Err(Reason::DropNoBackend);
+            return Err(nobody_takes(&service));
         }
         let position = self.position(packet, index, &service);
         if service.scheduler == Scheduler::LeastConn {
@@ -42,7 +46,7 @@ impl Machine {
             }
             conflict = true;
         }
-        Err(if conflict { Reason::DropTupleInUse } else { Reason::DropNoBackend })
+        Err(if conflict { Reason::DropTupleInUse } else { nobody_takes(&service) })
     }
 
     /// The first slot of the ring to look at. A rotation is used up by this.

@@ -19,6 +19,11 @@ pub enum Op {
         row: usize,
         state: State,
     },
+    /// Whether a service leaves to the kernel what no backend takes.
+    Empty {
+        service: u16,
+        pass: bool,
+    },
     Hop {
         row: usize,
         hop: Hop,

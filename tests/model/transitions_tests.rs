@@ -129,7 +129,7 @@ fn udp_packets() {
 
 #[test]
 fn who_goes_on_with_an_entry() {
-    use world::State::{Down, Drain, Up};
+    use world::State::{Disabled, Down, Drain, Reset, Up};
     let datagram = parse(&udp(CLIENT, UDP_VIP)).expect("it is well-formed");
     let (syn, ack) = (packet(SYN), packet(ACK));
     let going = |row| {
@@ -141,6 +141,8 @@ fn who_goes_on_with_an_entry() {
     assert_eq!(going(Some(Up)), [all, [true, true, true, false], all]);
     assert_eq!(going(Some(Drain)), [all, [false, true, false, false], all]);
     assert_eq!(going(Some(Down)), [none, none, all]);
+    assert_eq!(going(Some(Disabled)), [none, none, all]);
+    assert_eq!(going(Some(Reset)), [none, none, none]);
     // Only a SYN without ACK and RST opens.
     assert!(goes_on(Some(Down), Phase::Closed, &packet(SYN | ACK)));
     assert!(goes_on(Some(Down), Phase::Closed, &packet(SYN | RST)));

@@ -20,6 +20,8 @@ pub enum State {
     Up,
     Drain,
     Down,
+    Reset,
+    Disabled,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct Service {
     pub ring: Vec<u16>,
     /// Empty: two slots of the ring are compared.
     pub members: Vec<u16>,
+    /// What no backend takes is the kernel's.
+    pub pass_empty: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -202,6 +202,25 @@ fn root_a_backend_that_goes_away_is_forgotten() {
 
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
+fn root_nobody_comes_back_to_a_dead_or_disabled_backend() {
+    for gone in [lb_backend_state::LB_BACKEND_RESET, lb_backend_state::LB_BACKEND_DISABLED] {
+        lab(round_robin(), move |lab| {
+            assert_eq!([lab.connect(one(1)), lab.connect(one(2))], [0, 0]);
+            lab.state(0, gone);
+            let goes_on = gone == lb_backend_state::LB_BACKEND_DISABLED;
+            lab.reaches_backend("one that it has", &tcp(one(1), VIP, "A"), if goes_on { 0 } else { 1 });
+            assert_eq!(record(lab, one(0)).is_some(), goes_on, "dropped by the first look at it");
+            let next = lab.connect(one(3));
+            assert_ne!(next, 0);
+            assert_eq!(record(lab, one(0)).map(|record| record.backend), Some(lab.row(next.into()).index));
+            lab.state(0, lb_backend_state::LB_BACKEND_UP);
+            assert_eq!(lab.connect(one(4)), next, "it has moved on");
+        });
+    }
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
 fn root_the_end_of_an_old_connection_makes_no_record() {
     lab(round_robin(), |lab| {
         let first = lab.connect(one(1));

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
-use xdp_lb::dataplane::types::lb_backend_state;
+use xdp_lb::dataplane::types::{lb_backend_state, lb_service, lb_service_flags};
 use xdp_lb::dataplane::{BackendId, Census, Egress, NextHop, Plane, Profile, Reason, Request};
 use xdp_lb::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
 
@@ -188,6 +188,20 @@ impl Lab {
         let index = usize::from(self.row(n).index);
         let byte = self.plane.tables().backends.byte(index, offset).unwrap();
         byte.store(state.0 as u8, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Whether a service leaves to the kernel what no backend takes.
+    pub fn pass_empty(&self, service: u16, pass: bool) {
+        let offset = std::mem::offset_of!(lb_service, flags);
+        let byte = self.plane.tables().services.byte(usize::from(service), offset).unwrap();
+        let flags = if pass { lb_service_flags::LB_SERVICE_PASS_EMPTY.0 } else { 0 };
+        byte.store(flags as u8, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How the n-th row of a backend answers: SYNs since its last SYN-ACK, refused ones.
+    pub fn answers(&self, n: usize) -> (u32, u32) {
+        let row = self.plane.tables().backend_answers.get(usize::from(self.row(n).index)).unwrap();
+        (row.unanswered, row.refused)
     }
 
     pub fn clock(&mut self, now: u16) {

@@ -113,6 +113,29 @@ fn root_the_walk_counts_what_packets_made() {
     });
 }
 
+/// Packets go by the longest timeouts; a service with shorter ones has its connections marked by the walk.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_the_walk_goes_by_a_services_own_timeouts() {
+    let mut short = service(VIP, Protocol::Tcp, Scheduler::RoundRobin, &[(0, 1)]);
+    short.timeouts.unconfirmed = std::time::Duration::from_secs(2);
+    let other = address([192, 168, 1, 101], 80);
+    let long = service(other, Protocol::Tcp, Scheduler::RoundRobin, &[(1, 1)]);
+    lab(Setup { services: vec![short, long], ..Setup::default() }, move |lab| {
+        lab.reaches_backend("short", &tcp(CLIENT, VIP, "S"), 0);
+        lab.reaches_backend("long", &tcp(CLIENT, other, "S"), 1);
+        let (tables, settings) = (lab.plane.tables(), *lab.plane.settings());
+        let hz = f64::from(settings.hz) / f64::from(1u32 << settings.clock_shift);
+        let walk = |seconds: f64| {
+            let now = 1000 + (seconds * hz) as u16;
+            Sweeper::new(tables.walked(), settings, now).with_services(&tables.services).count()
+        };
+        assert_eq!((walk(1.0).unconfirmed, walk(1.0).replaceable), (2, 0));
+        assert_eq!((walk(4.0).unconfirmed, walk(4.0).replaceable), (1, 1));
+        assert_eq!((walk(12.0).unconfirmed, walk(12.0).replaceable), (0, 2));
+    });
+}
+
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_the_walk_frees_what_can_never_be_found() {
@@ -249,6 +272,7 @@ fn every_reason_of_a_drop_has_a_row() {
         include_str!("replies.rs"),
         include_str!("refused.rs"),
         include_str!("lives.rs"),
+        include_str!("states.rs"),
         include_str!("table.rs"),
     ]
     .concat();

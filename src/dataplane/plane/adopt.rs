@@ -43,7 +43,8 @@ impl Plane {
             let confirmed = left.sets.iter().map(TableSet::confirmed).sum();
             let abi = left.abi();
             let mut plane = Plane::load_for(request)?;
-            let steps = plane.stage(request.services)?;
+            let steps = plane.steps_to(request.services);
+            plane.stage(request.services)?;
             plane.left = left.links;
             return Ok((plane, TakeOver::Lost { abi, confirmed }, steps));
         };
@@ -64,7 +65,7 @@ impl Plane {
         let same = Capacity { buckets, ..there };
         // A table of another size would be an empty one: no client would come back to its backend.
         let remembers =
-            set.maps.contains_key("affinity") && inventory.services.values().any(|row| row.sticky != 0);
+            set.maps.contains_key("affinity") && inventory.services().values().any(|row| row.sticky != 0);
         let same = if remembers { same } else { request.with_affinity(same) };
         let (mut plane, made, steps) = Plane::on(set, same, &inventory, request)
             // Not enough room, most likely.
@@ -107,7 +108,8 @@ impl Plane {
         plane.nexthops = NextHops::adopt(&plane.tables)?;
         plane.arena = RingArena::with_taken(capacity.ring_lines as usize, inventory.ring_lines());
         plane.inventory = inventory;
-        let steps = plane.stage(request.services)?;
+        let steps = plane.steps_to(request.services);
+        plane.stage(request.services)?;
         Ok((plane, made, steps))
     }
 
@@ -203,11 +205,9 @@ fn copy_configuration(set: &TableSet, tables: &Tables, inventory: &mut Inventory
     copy(&rows_of(set, "services")?, &tables.services)?;
     copy(&rows_of(set, "service_states")?, &tables.service_states)?;
     copy(&rows_of(set, "backends")?, &tables.backends)?;
-    for row in inventory.services.values_mut() {
-        (row.ring, row.members) = ((0, 0), (0, 0));
-    }
+    inventory.forget_rings();
     if let Some(counters) = set.maps.get("backend_counters") {
-        for index in inventory.backends.keys() {
+        for index in inventory.backends().keys() {
             let key = u32::from(*index).to_ne_bytes();
             let values =
                 counters.lookup_percpu(&key, MapFlags::ANY).context("could not read a backend's counters")?;

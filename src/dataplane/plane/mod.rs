@@ -1,10 +1,14 @@
 //! The loaded programs and their tables, and the control plane's side of them.
 
 mod adopt;
-mod apply;
+mod collect;
 mod convert;
 mod hold;
 mod inventory;
+mod publish;
+mod rows;
+mod spread;
+mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -27,18 +31,22 @@ use super::loads::{Reconciler, recount};
 use super::nexthops::{NextHop, NextHops};
 use super::rings::{self, RingArena};
 use super::tables::{ABI, Capacity, Tables};
-use super::types::{lb_backend, lb_bucket, lb_constants, lb_phase, lb_scheduler, lb_settings, lb_unresolved};
+use super::types::{
+    lb_backend, lb_bucket, lb_constants, lb_phase, lb_ring_line, lb_scheduler, lb_settings, lb_unresolved,
+};
 use crate::model::{Scheduler, Service, Timeouts};
 use crate::ring;
-use apply::Staged;
 use convert::OldTable;
 use inventory::Inventory;
+use spread::Run;
+use stage::Staged;
 
 pub use adopt::TakeOver;
 pub use hold::Attached;
+pub use rows::Condition;
 
 /// A backend of a service, as the tables know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BackendId {
     /// Its row.
     pub index: u16,
@@ -61,6 +69,10 @@ pub struct Plane {
     staged: Option<Staged>,
     /// The directory that packets use.
     lines: Option<MapHandle>,
+    /// Lines of rings that were given up, but that a packet may still read.
+    unsettled: Vec<Run>,
+    /// Services whose ring is not what it should be.
+    stale_rings: BTreeSet<u16>,
     /// By the interface's index.
     attachments: BTreeMap<u32, Attachment>,
     /// The names of the pins that are up to date.
@@ -152,6 +164,8 @@ impl Plane {
             backends: Vec::new(),
             staged: None,
             lines: None,
+            unsettled: Vec::new(),
+            stale_rings: BTreeSet::new(),
             attachments: BTreeMap::new(),
             pinned: BTreeSet::new(),
             left: Vec::new(),
@@ -235,7 +249,8 @@ impl Plane {
         let sticky = |service: u16| services.get(usize::from(service)).map_or(0, |row| row.sticky);
         let mut aging = Aging::read(self.tables.affinity(), now, sticky);
         let mut census = Census::default();
-        let sweeper = Sweeper::new(self.tables.walked(), self.settings, now as u16);
+        let sweeper = Sweeper::new(self.tables.walked(), self.settings, now as u16)
+            .with_services(&self.tables.services);
         let corrected = self.loads.reconcile(self.tables.loads(), || {
             census = sweeper.sweep(|client| aging.lives(client));
             census.counted.clone()
@@ -252,7 +267,8 @@ impl Plane {
 
     /// The same at a time of the table's clock.
     pub fn recount_loads_at(&self, now: u16) -> u64 {
-        let sweeper = Sweeper::new(self.tables.walked(), self.settings, now);
+        let sweeper =
+            Sweeper::new(self.tables.walked(), self.settings, now).with_services(&self.tables.services);
         recount(self.tables.loads(), || sweeper.sweep(|_| {}).counted)
     }
 
@@ -267,6 +283,11 @@ impl Drop for Plane {
     fn drop(&mut self) {
         self.abandon();
     }
+}
+
+/// How many bytes the rings of these services take, with room for as many again.
+pub fn ring_memory(services: &[Service]) -> u64 {
+    (ring_lines(services) * 2 * size_of::<lb_ring_line>()) as u64
 }
 
 /// The lines of all rings.
