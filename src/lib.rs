@@ -19,7 +19,6 @@ pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod net;
-pub mod note;
 pub mod preflight;
 pub mod ring;
 #[cfg(test)]

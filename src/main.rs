@@ -6,35 +6,47 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use xdp_lb::cli::{self, Command};
-use xdp_lb::daemon;
+use xdp_lb::{daemon, log};
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(usage) => return usage.report(),
     };
-    let result = match command {
-        Command::Check(config) => match cli::check(&config) {
-            Ok(true) => Ok(()),
-            Ok(false) => return ExitCode::FAILURE,
-            Err(error) => Err(error),
-        },
-        Command::Run(config) => daemon::run(&config),
-        Command::Status { pin_dir, json } => cli::status(&pin_dir, json),
-        Command::Verify => cli::verify(),
-        Command::VethPeer { interface, remove } => cli::veth_peer(&interface, remove),
-        Command::Detach { interface, pin_dir } => daemon::detach(&interface, &pin_dir),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match cli::load(command).and_then(|command| carry_out(&command)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            xdp_lb::note!("{error:#}");
+            log::failure(&format!("{error:#}"));
             if !nix::unistd::geteuid().is_root() && is_permission(&error) {
-                xdp_lb::note!("run it as root: sudo xdp-lb ...");
+                log::failure("run it as root: sudo xdp-lb ...");
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// False if what was looked for is not so: everything has been said then.
+fn carry_out(command: &Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Check(config) => return cli::check(config),
+        Command::Change { ask, wait, instance } => return cli::change(ask, *wait, instance),
+        Command::Run { config, file } => {
+            log::start(config.log_format);
+            daemon::run(config, file.clone())
+        }
+        Command::RunFile { file, .. } | Command::CheckFile(file) => cli::check_file(file),
+        Command::Show(show, instance) => cli::show(show, instance),
+        Command::Completions(shell) => {
+            cli::completions(*shell);
+            Ok(())
+        }
+        Command::Manual { verb, dir } => cli::manual(verb, dir.as_deref()),
+        Command::Verify => cli::verify(),
+        Command::VethPeer { interface, remove } => cli::veth_peer(interface, *remove),
+        Command::Detach { interface, pin_dir } => daemon::detach(interface, pin_dir),
+    }
+    .map(|()| true)
 }
 
 fn is_permission(error: &anyhow::Error) -> bool {

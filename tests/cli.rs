@@ -110,8 +110,13 @@ fn bad_interfaces_and_words() {
         ("sixteen_bytes___", "IFACE \"sixteen_bytes___\": an interface's name has at most 15", "eth0"),
         ("a/b", "IFACE \"a/b\": an interface's name has no /", "eth0"),
         ("--interface=", "--interface \"\": the interface's name is empty", "eth0"),
-        ("eth0 --interface eth1", "--interface \"eth1\": the interface is given already", "--interface eth1"),
-        ("eth0 eth1", "\"eth1\": it is one too many", run),
+        (
+            "eth0 --interface eth0",
+            "--interface \"eth0\": the interface is given already",
+            "each interface once",
+        ),
+        ("eth0 --interface eth1", "--vip: it is missing", "--vip 192.168.1.100:80"),
+        ("eth0 eth1", "\"eth1\": it is one too many", "--interface eth1"),
         ("eth0 status", "\"status\": a command is the first argument", "xdp-lb status"),
         ("eth0 --nonsense", "--nonsense: there is no such option", run),
         ("eth0 --backends 10.0.0.1:80", "--backends: there is no such option", "--backend 10.0.0.10:8080:50"),
@@ -121,6 +126,7 @@ fn bad_interfaces_and_words() {
         ("status extra", "\"extra\": it is one too many for status", "xdp-lb status"),
         ("verify extra", "\"extra\": it is one too many for verify", "xdp-lb verify"),
         ("veth-peer", "IFACE: the interface is missing", "xdp-lb veth-peer eth0"),
+        ("detach", "IFACE: the interface is missing", "xdp-lb detach eth0"),
     ]);
     assert!(refused(&["a b"]).starts_with("xdp-lb: IFACE \"a b\": an interface's name has no spaces"));
     assert!(refused(&[""]).starts_with("xdp-lb: IFACE \"\": the interface's name is empty"));
@@ -146,7 +152,228 @@ fn bad_settings() {
         ("eth0 --timeout-unconfirmed 0", "--timeout-unconfirmed \"0\": it is outside 1s to 2h", "10s"),
         ("eth0 --timeout-closing x", "--timeout-closing \"x\": it is not a duration", "30s"),
         ("eth0 --timeout-udp 2h1s", "--timeout-udp \"2h1s\": it is outside 1s to 2h", "1m"),
+        ("eth0 --health ping", "--health \"ping\": ", "tcp"),
+        ("eth0 --on-empty reject", "--on-empty \"reject\": ", "drop or pass"),
+        ("eth0 --on-down drop", "--on-down \"drop\": ", "auto, keep or reset"),
+        ("eth0 --slow-start 3h", "--slow-start \"3h\": it is outside", "0 for"),
+        ("eth0 --socket lb.sock", "--socket \"lb.sock\": it is a relative path", "/run/xdp-lb/xdp_lb.sock"),
+        ("eth0 --ring-memory much", "--ring-memory \"much\": ", "256MB"),
+        ("eth0 --log-format xml", "--log-format \"xml\": there is no such format", "human or json"),
+        ("eth0 --name a/b", "--name \"a/b\": ", "web"),
     ]);
+}
+
+#[test]
+fn mistyped_commands() {
+    table(&[
+        ("statsu", "\"statsu\": there is no such command, did you mean status?", "xdp-lb status"),
+        ("statsu --json", "\"statsu\": there is no such command, did you mean status?", "xdp-lb status"),
+        (
+            "bakcend list",
+            "\"bakcend\": there is no such command, did you mean backend?",
+            "xdp-lb backend list",
+        ),
+        ("relaod --dry-run", "\"relaod\": there is no such command, did you mean reload?", "xdp-lb reload"),
+        (
+            "backend drian web 10.0.0.1:80",
+            "\"drian\": there is no such command, did you mean drain?",
+            "backend drain web",
+        ),
+        ("service lsit", "\"lsit\": there is no such command, did you mean list?", "xdp-lb service list"),
+        ("connections kil", "\"kil\": there is no such command, did you mean kill?", "connections kill"),
+        ("help statsu", "\"statsu\": there is no such command, did you mean status?", "xdp-lb status"),
+        (
+            "service enlarge",
+            "\"enlarge\": there is no such command of service: list, add or remove",
+            "service list",
+        ),
+        // Near no command, or with what only running takes.
+        ("eth7", "--vip: it is missing", "--vip 192.168.1.100:80"),
+        ("stat --vip 10.1.1.1:80", "--backend: it is missing", "--backend"),
+    ]);
+}
+
+#[test]
+fn commands_without_what_they_are_about() {
+    table(&[
+        ("run", "--config: it is missing", "xdp-lb run --config /etc/xdp-lb.toml"),
+        ("run --config", "--config: its value is missing", "--config /etc/xdp-lb.toml"),
+        ("run --config=", "--config \"\": it is empty", "--config /etc/xdp-lb.toml"),
+        ("check", "FILE: the file is missing", "xdp-lb check /etc/xdp-lb.toml"),
+        ("service", "service: what to do is missing: list, add or remove", "xdp-lb service list"),
+        ("backend", "backend: what to do is missing: list, add,", "xdp-lb backend list"),
+        ("config", "config: what to do is missing: show", "xdp-lb config show"),
+        ("service add", "NAME: the service's name is missing", "xdp-lb service add web --vip"),
+        ("service add web", "--vip: it is missing", "xdp-lb service add web --vip"),
+        ("service remove", "SERVICE: the service is missing", "xdp-lb service remove web"),
+        ("backend add", "SERVICE: the service is missing", "xdp-lb backend add web 10.0.0.10:8080:50"),
+        (
+            "backend add web",
+            "ADDR:PORT[:WEIGHT]: the backend's address and port is missing",
+            "backend add web",
+        ),
+        ("backend drain web", "ADDR:PORT: the backend's address and port is missing", "backend drain web 10"),
+        (
+            "backend weight web 10.0.0.1:80",
+            "N: the weight is missing",
+            "backend weight web 10.0.0.10:8080 50",
+        ),
+        ("completions", "SHELL: the shell is missing", "xdp-lb completions bash"),
+        ("connections kill", "connections kill: --service, --backend, --client or --state", "--backend 10."),
+        ("connections kill --limit 5", "connections kill: --service, --backend", "--backend 10."),
+    ]);
+}
+
+#[test]
+fn bad_words_of_commands() {
+    let relative = "it is a relative path";
+    table(&[
+        ("status --socket x", &format!("--socket \"x\": {relative}"), "/run/xdp-lb/xdp_lb.sock"),
+        ("backend --pin-dir x list", &format!("--pin-dir \"x\": {relative}"), "/sys/fs/bpf/xdp_lb"),
+        ("--socket x status", &format!("--socket \"x\": {relative}"), "/run/xdp-lb/xdp_lb.sock"),
+        ("stats --interval 0", "--interval \"0\": it is outside 100ms", "2s or 500ms"),
+        ("stats --interval often", "--interval \"often\": it is not a duration", "2s or 500ms"),
+        ("stats --count 0", "--count \"0\": it is not a number from 1 on", "10"),
+        ("service add a/b --vip 10.1.1.1:80", "NAME \"a/b\": ", "web"),
+        ("service add web --vip 10.1.1.1", "--vip \"10.1.1.1\": the port is missing", "10.1.1.1:80"),
+        ("service add web --vip 10.1.1.1:80 --health x", "--health \"x\": ", "tcp"),
+        (
+            "backend add web 10.0.0.1:80:0",
+            "ADDR:PORT[:WEIGHT] \"10.0.0.1:80:0\": the weight 0",
+            "10.0.0.1:80:50",
+        ),
+        (
+            "backend add web 10.0.0.1:80 --state up",
+            "--state \"up\": there is no such state",
+            "enabled, drain or",
+        ),
+        ("backend drain web 10.0.0.1", "ADDR:PORT \"10.0.0.1\": the port is missing", "10.0.0.1:8080"),
+        ("backend drain web 10.0.0.1:80:5", "ADDR:PORT \"10.0.0.1:80:5\": it has a weight", "10.0.0.1:80"),
+        ("backend drain web 10.0.0.1:80 --deadline 0", "--deadline \"0\": that is at once", "60s or 5m"),
+        ("backend drain web 10.0.0.1:80 --deadline x", "--deadline \"x\": it is not a duration", "60s or 5m"),
+        (
+            "backend drain web 10.0.0.1:80 --now --deadline 5s",
+            "--deadline: with --now",
+            "--now or --deadline",
+        ),
+        ("backend weight web 10.0.0.1:80 0", "N \"0\": ", "50"),
+        ("backend enable web 10.0.0.1:80 --now", "--now: it belongs to the command", "--now"),
+        (
+            "backend drain web 10.0.0.1:80 x",
+            "\"x\": it is one too many for backend drain",
+            "backend drain web",
+        ),
+        ("connections --client me", "--client \"me\": it is not an IPv4 address", "198.51.100.7"),
+        ("connections --backend 10.0.0.1", "--backend \"10.0.0.1\": the port is missing", "10.0.0.1:8080"),
+        (
+            "connections --state open",
+            "--state \"open\": there is no such state",
+            "unconfirmed, established or",
+        ),
+        ("connections --limit many", "--limit \"many\": it is not a number", "100"),
+        ("connections --service=", "--service \"\": the service is missing", "web or 192.168.1.100:80"),
+        ("completions tcsh", "SHELL \"tcsh\": there is no such shell", "bash, elvish, fish"),
+        ("man page", "\"page\": there is no such command", "status"),
+        ("man backend page", "\"page\": there is no such command", "drain"),
+        ("status --interval 2s", "--interval: it belongs to the command stats", "xdp-lb stats --interval 2s"),
+        ("reload --dryrun", "--dryrun: there is no such option", "--dry-run"),
+        ("stop now", "\"now\": it is one too many for stop", "xdp-lb stop"),
+    ]);
+}
+
+#[test]
+fn where_no_instance_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("none.sock");
+    let lines = [
+        "status",
+        "status --json",
+        "stats --count 1",
+        "service list",
+        "backend list web",
+        "connections",
+        "config show",
+        "reload",
+        "stop",
+        "backend drain web 10.0.0.1:80 --wait",
+        "connections kill --service web",
+        "service add web --vip 10.1.1.1:80 --backend 10.0.0.1:80",
+    ];
+    for line in lines {
+        let mut args: Vec<&OsStr> = line.split(' ').map(OsStr::new).collect();
+        args.extend([OsStr::new("--socket"), socket.as_os_str()]);
+        args.extend(["--pin-dir", "/sys/fs/bpf/none_of_the_tests"].map(OsStr::new));
+        let output = xdp_lb(&args);
+        let stderr = String::from_utf8(output.stderr).expect("stderr is text");
+        assert_eq!(output.status.code(), Some(1), "{line}: {stderr}");
+        assert!(output.stdout.is_empty(), "{line}");
+        assert!(
+            stderr.starts_with(&format!("xdp-lb: no instance listens at {}", socket.display())),
+            "{stderr}"
+        );
+        assert!(stderr.contains("--socket") && stderr.contains("--pin-dir"), "{line}: {stderr}");
+    }
+}
+
+#[test]
+fn files_that_are_not_there() {
+    for line in
+        ["check /none/lb.toml", "run --config /none/lb.toml", "run --config /none/lb.toml --check-only"]
+    {
+        let output = xdp_lb(line.split(' '));
+        let stderr = String::from_utf8(output.stderr).expect("stderr is text");
+        assert_eq!(output.status.code(), Some(1), "{line}: {stderr}");
+        assert!(stderr.starts_with("xdp-lb: ") && stderr.contains("/none/lb.toml"), "{line}: {stderr}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    for (line, expected) in [
+        ("completions bash", "-o default xdp-lb"),
+        ("completions zsh", "#compdef xdp-lb"),
+        ("completions fish", "complete -c xdp-lb"),
+        ("man", ".TH xdp-lb 1"),
+        ("man backend drain", ".TH xdp-lb-backend-drain 1"),
+    ] {
+        let output = xdp_lb(line.split(' '));
+        assert_eq!(output.status.code(), Some(0), "{line}");
+        let stdout = String::from_utf8(output.stdout).expect("stdout is text");
+        assert!(stdout.contains(expected), "{line}: {stdout}");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let pages = dir.path().join("man1");
+    let output = xdp_lb([OsStr::new("man"), OsStr::new("--dir"), pages.as_os_str()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for page in ["xdp-lb.1", "xdp-lb-status.1", "xdp-lb-backend-drain.1", "xdp-lb-connections-kill.1"] {
+        assert!(pages.join(page).exists(), "{page}");
+    }
+}
+
+#[test]
+fn bash_completes_what_comes_after_a_command() {
+    let script = String::from_utf8(xdp_lb(["completions", "bash"]).stdout).expect("stdout is text");
+    let complete = |words: &[&str]| {
+        let (last, before) = (words[words.len() - 1], words[words.len() - 2]);
+        let all: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let at = words.len() - 1;
+        let ask = format!(
+            "COMP_WORDS=({}); COMP_CWORD={at}; _xdp__lb xdp-lb '{last}' '{before}'; echo \"${{COMPREPLY[*]}}\"",
+            all.join(" ")
+        );
+        let mut bash = Command::new("bash");
+        let output = bash.args(["--norc", "-c", &format!("{script}\n{ask}")]).output().expect("bash starts");
+        String::from_utf8(output.stdout).expect("stdout is text").trim().to_owned()
+    };
+    for (words, expected) in [
+        (&["xdp-lb", "bac"][..], "backend"),
+        (&["xdp-lb", "backend", "dr"], "drain"),
+        (&["xdp-lb", "backend", "drain", "--dea"], "--deadline"),
+        (&["xdp-lb", "connections", "ki"], "kill"),
+        (&["xdp-lb", "help", "backend", "dr"], "drain"),
+    ] {
+        assert_eq!(complete(words), expected, "{words:?}");
+    }
 }
 
 #[test]

@@ -183,7 +183,8 @@ fn root_an_end_that_spares_anothers_pins() -> Result<()> {
         first.process.signal(Signal::SIGSTOP)?;
         fs::read_dir(PIN_DIR)?.try_for_each(|pin| fs::remove_file(pin?.path()))?;
         fs::remove_dir(PIN_DIR)?;
-        let second = Balancer::start(lab, "eth3 --vip 10.7.0.100:80 --backend 10.7.0.2:80")?;
+        let other = "eth3 --vip 10.7.0.100:80 --backend 10.7.0.2:80 --socket /run/other.sock";
+        let second = Balancer::start(lab, other)?;
         first.process.signal(Signal::SIGCONT)?;
         assert_eq!(first.stop(Signal::SIGTERM)?, Some(0));
         assert!(!has_xdp(lab, "lb", "eth0")?);

@@ -142,10 +142,11 @@ fn root_killed_instance() -> Result<()> {
         answers.extend(requests(lab, &format!("http://{VIP}/?[1-100]"))?);
         assert_weighted(&answers, VIP);
         assert_eq!(Figures::read(lab)?.connections("tcp").values().sum::<u64>(), 150);
+        pins_are_read_without_a_process(lab)?;
 
         // The next one goes on where the first stopped: of any 100 connections each backend gets its share.
         let mut second = Balancer::start(lab, &args())?;
-        assert!(second.process.stderr().contains("an instance that died"), "{}", second.process.stderr());
+        assert!(second.process.stderr().contains("an instance before"), "{}", second.process.stderr());
         answers.extend(requests(lab, &format!("http://{VIP}/?[1-120]"))?);
         assert_weighted(&answers, VIP);
         assert_eq!(second.figures()?.connections("tcp").values().sum::<u64>(), 270);
@@ -153,6 +154,42 @@ fn root_killed_instance() -> Result<()> {
         // What the first one set too: the VIP, the sysctl.
         assert_nothing_left(lab)
     })
+}
+
+/// Every verb that only reads falls back to what is pinned, and says so; those that change something need the process.
+fn pins_are_read_without_a_process(lab: &Lab) -> Result<()> {
+    let run = |line: &str| -> Result<(Option<i32>, String, String)> {
+        let output = lab.command("lb", XDP_LB)?.args(line.split(' ')).output()?;
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok((output.status.code(), stdout, stderr))
+    };
+    let vip = format!("{VIP}:80");
+    let lines = [
+        "status",
+        "stats --count 1",
+        "service list",
+        "backend list",
+        &format!("backend list {vip}"),
+        "connections",
+    ];
+    for line in lines {
+        let (code, stdout, stderr) = run(line)?;
+        assert_eq!(code, Some(0), "{line}: {stderr}");
+        assert!(
+            stderr.starts_with("xdp-lb: no process listens at ") && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+        assert!(line == "connections" || stdout.contains(&vip), "{line}: {stdout}");
+    }
+    let (_, stdout, _) = run("status --json")?;
+    let status: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!(status["running"], false);
+    let (code, _, stderr) = run("connections --service nobody")?;
+    assert!(code == Some(1) && stderr.contains("there is no service \"nobody\""), "{stderr}");
+    let (code, _, stderr) = run("reload")?;
+    assert!(code == Some(1) && stderr.contains("goes on without a process"), "{stderr}");
+    Ok(())
 }
 
 /// A client that knows the VIP at another machine, as after a fail-over, learns better by the announcement.

@@ -236,7 +236,7 @@ fn root_interfaces_that_are_made_anew() -> Result<()> {
         assert_eq!(held.ask()?, server);
 
         lab.ip("lb", "link delete eth0")?;
-        let says = "eth0 is not there: clients reach nothing until it is back";
+        let says = "eth0 is not there: clients reach nothing by it until it is back";
         eventually(says, || lb.process.stderr().contains(says).then_some(()));
         client_at_lb(lab)?;
         eventually("the program is back", || has_xdp(lab, "lb", "eth0").ok().filter(|is| *is));

@@ -216,7 +216,7 @@ fn root_other_programs() -> Result<()> {
         // Killed: it is taken over.
         let report = Report::of(lab, &args(other))?;
         assert_eq!(report.code, Some(0), "{report:#?}");
-        report.fix("ok", "pins", &["left by an instance that died"]);
+        report.fix("ok", "pins", &["left by an instance before"]);
         Ok(())
     })
 }

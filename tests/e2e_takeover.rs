@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::balancer::{
-    Balancer, Figures, PIN_DIR, assert_nothing_left, has_address, has_xdp, pins, refused, restart, weighted,
+    Balancer, FOUND, Figures, PIN_DIR, XDP_LB, assert_nothing_left, has_address, has_xdp, pins, refused,
+    restart, weighted,
 };
 use common::clients::{KeepAlive, assert_weighted, requests, spread};
 use common::eventually;
@@ -238,7 +239,7 @@ fn root_a_start_with_other_arguments_is_a_reload() -> Result<()> {
         let mut kept = KeepAlive::open_many(lab, VIP, 80, 4)?;
         let webs = kept.iter_mut().map(KeepAlive::ask).collect::<Result<Vec<_>>>()?;
         let mut lb = restart(lab, lb, &args())?;
-        assert!(lb.process.stderr().contains("add backend 10.0.0.12:8080 (weight 20)"));
+        assert!(lb.process.stderr().contains("add backend 10.0.0.12:8080 weight 20"));
         assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
         for (connection, web) in kept.iter_mut().zip(&webs) {
             assert_eq!(&connection.ask()?, web);
@@ -440,5 +441,40 @@ fn root_tables_of_other_versions() -> Result<()> {
         assert_weighted(&requests(lab, &format!("http://{VIP}/?[1-100]"))?, VIP);
         assert_eq!(lb.stop(Signal::SIGTERM)?, Some(0));
         assert_nothing_left(lab)
+    })
+}
+
+/// The kernel tells the name of a program, and maps by their ids, to CAP_SYS_ADMIN alone: pins must do.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_with_few_capabilities() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let few = "--bounding-set=-all,+bpf,+net_admin,+perfmon,+net_raw,+dac_override,+ipc_lock";
+        let args = args();
+        let words: Vec<&str> = [few, "--", XDP_LB].into_iter().chain(args.split_whitespace()).collect();
+        let mut kept = None;
+        for turn in 0..3 {
+            let mut process = lab.start("lb", "setpriv", &words)?;
+            eventually("it runs", || {
+                let ended = process.ended().ok().flatten();
+                assert!(ended.is_none(), "it ended: {}", process.stderr());
+                process.stdout().contains("pinned in ").then_some(())
+            });
+            assert_eq!(process.stderr().contains(FOUND), turn > 0, "{}", process.stderr());
+            let (held, web) = match &mut kept {
+                Some(kept) => kept,
+                none => {
+                    let mut held = KeepAlive::open(lab, VIP, 80)?;
+                    let web = held.ask()?;
+                    none.insert((held, web))
+                }
+            };
+            assert_eq!(held.ask()?, *web);
+            process.signal(Signal::SIGKILL)?;
+            process.wait()?;
+        }
+        Ok(())
     })
 }

@@ -5,13 +5,13 @@
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+
+use super::verbs::Verb;
 
 const FORMS: &str = "xdp-lb [OPTIONS] IFACE
-       xdp-lb status [--pin-dir DIR] [--json]
-       xdp-lb verify
-       xdp-lb veth-peer IFACE [--remove]
-       xdp-lb detach IFACE [--pin-dir DIR]";
+       xdp-lb run --config FILE
+       xdp-lb COMMAND [OPTIONS]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,8 +26,11 @@ Examples:
   Long connections to the least busy server, a client kept on its server for ten minutes:
     sudo xdp-lb eth0 --vip 192.168.1.100:443 --scheduler least-conn --sticky 10m \\
         --backend 10.0.0.10:443:2 --backend 10.0.0.11:443
-  What it is doing:
+  Several services, from a file:
+    sudo xdp-lb run --config /etc/xdp-lb.toml
+  What it is doing, and one server less without losing a connection:
     sudo xdp-lb status
+    sudo xdp-lb backend drain 192.168.1.100:80 10.0.0.10:8080 --deadline 5m --wait
 
 Durations are seconds, or like 500ms, 90s, 5m, 1h 30m.
 
@@ -61,22 +64,14 @@ pub(super) struct Run {
     /// The interface the clients' packets arrive on
     #[arg(value_name = "IFACE")]
     pub(super) positional: Vec<OsString>,
-    /// The same, for an interface that is named like a command
+    /// A further one, or one that is named like a command; as often as needed
     #[arg(long, value_name = "IFACE")]
-    pub(super) interface: Option<OsString>,
-    /// The virtual address that clients connect to; any is TCP and UDP [default protocol: tcp]
-    #[arg(long, value_name = "ADDR:PORT[/tcp|/udp|/any]")]
-    pub(super) vip: Option<OsString>,
-    /// A server behind it, 1 to 1024 times; weights are 1 to 100 [default weight: 1]
-    #[arg(long, value_name = "ADDR:PORT[:WEIGHT]")]
-    pub(super) backend: Vec<OsString>,
-    /// round-robin (rr), weighted-round-robin (wrr), ip-hash (sh), maglev (mh),
-    /// least-conn (lc) [default: wrr]
-    #[arg(long, value_name = "NAME", verbatim_doc_comment)]
-    pub(super) scheduler: Option<OsString>,
-    /// How long a client stays on its backend after its last connection; 0 for not [default: 0]
-    #[arg(long, value_name = "DURATION")]
-    pub(super) sticky: Option<OsString>,
+    pub(super) interface: Vec<OsString>,
+    #[command(flatten)]
+    pub(super) service: ServiceArgs,
+    /// What the service is called [default: its address and port]
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<OsString>,
     /// auto (native, else skb with a warning), native or skb [default: auto]
     #[arg(long, value_name = "MODE")]
     pub(super) xdp_mode: Option<OsString>,
@@ -86,15 +81,27 @@ pub(super) struct Run {
     /// Where program, links and maps are pinned [default: /sys/fs/bpf/xdp_lb]
     #[arg(long, value_name = "DIR")]
     pub(super) pin_dir: Option<OsString>,
+    /// Where it listens for the other commands [default: /run/xdp-lb/ and the last part of DIR]
+    #[arg(long, value_name = "PATH")]
+    pub(super) socket: Option<OsString>,
     /// How often the statistics are printed; 0 for never [default: 5s]
     #[arg(long, value_name = "DURATION")]
     pub(super) stats_interval: Option<OsString>,
     /// Add the virtual address to the interface while running, and announce it
     #[arg(long)]
     pub(super) assign_vip: bool,
+    /// Go on balancing when the process ends, until it is started again or detached
+    #[arg(long)]
+    pub(super) persist: bool,
     /// Only print what would keep it from working here, and the fixes
     #[arg(long)]
     pub(super) check_only: bool,
+    /// human or json, a line each [default: human]
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) log_format: Option<OsString>,
+    /// How much memory the schedulers' tables may take [default: 256MB]
+    #[arg(long, value_name = "BYTES")]
+    pub(super) ring_memory: Option<OsString>,
     /// How many connections the table has room for [default: 1000000]
     #[arg(long, value_name = "N")]
     pub(super) max_connections: Option<OsString>,
@@ -112,36 +119,32 @@ pub(super) struct Run {
     pub(super) timeout_udp: Option<OsString>,
 }
 
-/// The other verbs.
-#[derive(Debug, Subcommand)]
-pub(super) enum Verb {
-    /// Show backends, connections and counters of a running instance
-    Status {
-        /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
-        #[arg(long, value_name = "DIR")]
-        pin_dir: Option<OsString>,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Have the kernel verify the programs, without attaching them
-    Verify,
-    /// Let the far end of a veth (inside a container) receive frames that native XDP sends
-    VethPeer {
-        /// The end of the veth
-        #[arg(value_name = "IFACE", required = true)]
-        interface: Option<OsString>,
-        /// Detach it again
-        #[arg(long)]
-        remove: bool,
-    },
-    /// Remove everything of an instance that died: programs, pins, addresses, settings
-    Detach {
-        /// An interface that the program is on
-        #[arg(value_name = "IFACE", required = true)]
-        interface: Option<OsString>,
-        /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
-        #[arg(long, value_name = "DIR")]
-        pin_dir: Option<OsString>,
-    },
+/// What a service is.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServiceArgs {
+    /// The virtual address that clients connect to; any is TCP and UDP [default protocol: tcp]
+    #[arg(long, value_name = "ADDR:PORT[/tcp|/udp|/any]")]
+    pub(super) vip: Option<OsString>,
+    /// A server behind it, 1 to 1024 times; weights are 1 to 100 [default weight: 1]
+    #[arg(long, value_name = "ADDR:PORT[:WEIGHT]")]
+    pub(super) backend: Vec<OsString>,
+    /// round-robin (rr), weighted-round-robin (wrr), ip-hash (sh), maglev (mh),
+    /// least-conn (lc) [default: wrr]
+    #[arg(long, value_name = "NAME", verbatim_doc_comment)]
+    pub(super) scheduler: Option<OsString>,
+    /// How long a client stays on its backend after its last connection; 0 for not [default: 0]
+    #[arg(long, value_name = "DURATION")]
+    pub(super) sticky: Option<OsString>,
+    /// none, tcp, http or https, then keys: http,path=/health [default: tcp; none for UDP]
+    #[arg(long, value_name = "TYPE[,KEY=VALUE...]")]
+    pub(super) health: Option<OsString>,
+    /// What becomes of a new connection that no backend takes: drop or pass [default: drop]
+    #[arg(long, value_name = "WAY")]
+    pub(super) on_empty: Option<OsString>,
+    /// Connections of a backend that goes down: auto, keep or reset [default: auto]
+    #[arg(long, value_name = "WAY")]
+    pub(super) on_down: Option<OsString>,
+    /// How long a backend that came back takes to its whole share; 0 for at once [default: 0]
+    #[arg(long, value_name = "DURATION")]
+    pub(super) slow_start: Option<OsString>,
 }

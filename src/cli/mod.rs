@@ -1,26 +1,41 @@
 //! The command line: from a process's arguments to a [`Command`], or to a [`Usage`] that says what is wrong.
 //!
-//! `args` is what clap reads, word by word; [`crate::config::words`] turns one word into a value; `resolve` is the only place
-//! where the words become a [`Command`]. Nothing here does I/O except [`Usage::report`], so that bad
-//! arguments are found before anything else happens, without root too.
+//! `args` and `verbs` are what clap reads, word by word; [`crate::config::words`] turns one word into a value; `resolve` and
+//! `instance` are the only places where the words become a [`Command`]. None of these does I/O except [`Usage::report`], so
+//! that bad arguments are found before anything else happens, without root too. The other modules carry commands out.
 
 mod args;
+mod change;
 mod check;
+mod complaints;
+mod examples;
+mod instance;
+mod manual;
+mod rates;
 mod resolve;
-mod status;
+mod show;
+mod source;
+mod tables;
 mod usage;
+mod verbs;
 mod verify;
 mod veth_peer;
+mod wait;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser as _;
+use clap_complete::Shell;
 
 use crate::config::Config;
+use crate::control::{Ask, Filter};
 
-pub use check::check;
-pub use status::status;
+pub use change::change;
+pub use check::{check, check_file, load};
+pub use manual::{completions, manual};
+pub use show::show;
 pub use usage::Usage;
 pub use verify::verify;
 pub use veth_peer::veth_peer;
@@ -28,16 +43,43 @@ pub use veth_peer::veth_peer;
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Attach to the interface and balance until told to stop.
-    Run(Box<Config>),
+    /// Attach to the interfaces and balance until told to stop.
+    Run {
+        /// What to do.
+        config: Box<Config>,
+        /// The file that says so, if it was not the command line.
+        file: Option<PathBuf>,
+    },
+    /// The same with what a file says, which is to be read: see [`load`].
+    RunFile {
+        /// The file.
+        file: PathBuf,
+        /// Look for what would keep this from working instead.
+        check_only: bool,
+    },
     /// Look for what would keep this from working, and change nothing.
     Check(Box<Config>),
-    /// Show what an instance is doing.
-    Status {
-        /// Where that instance has its pins.
-        pin_dir: PathBuf,
-        /// As JSON, not as a table.
-        json: bool,
+    /// Tell whether a configuration file is right.
+    CheckFile(PathBuf),
+    /// Show something of an instance.
+    Show(Show, Instance),
+    /// Have an instance change something.
+    Change {
+        /// What.
+        ask: Ask,
+        /// Whether to wait until the backend has no connections any more.
+        wait: bool,
+        /// Which instance.
+        instance: Instance,
+    },
+    /// Print the completions of a shell.
+    Completions(Shell),
+    /// Print a manual page, or write all of them.
+    Manual {
+        /// The verb that it is about: none for the first page.
+        verb: Vec<String>,
+        /// Where all of them are written to.
+        dir: Option<PathBuf>,
     },
     /// Have the kernel verify the programs without attaching them.
     Verify,
@@ -57,12 +99,65 @@ pub enum Command {
     },
 }
 
+/// Which instance is asked, and how to print what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Where it has its pins.
+    pub pin_dir: PathBuf,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// As JSON, not for people.
+    pub json: bool,
+}
+
+/// What is to be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Show {
+    /// Every figure.
+    Status,
+    /// Every figure again and again.
+    Stats {
+        /// How often.
+        interval: Duration,
+        /// How many times; `None` without an end.
+        count: Option<u64>,
+    },
+    /// The services.
+    Services,
+    /// The backends, of one service or of all.
+    Backends(Option<String>),
+    /// Live connections.
+    Connections(Filter),
+    /// The running configuration.
+    Config,
+}
+
 /// Reads a process's arguments, its own name first, as [`std::env::args_os`] gives them.
 ///
 /// # Errors
 /// A [`Usage`] for `--help` and `--version` (exit code 0) and for arguments that are wrong (exit code 2).
 pub fn parse<I: IntoIterator<Item = OsString>>(args: I) -> Result<Command, Usage> {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let raw = args::Args::try_parse_from(&args).map_err(|error| usage::from_clap(&error, &args))?;
-    resolve::resolve(&raw)
+    let args = verb_first(args.into_iter().collect());
+    let raw = args::Args::try_parse_from(&args).map_err(|error| complaints::from_clap(&error, &args))?;
+    resolve::resolve(&raw, &args)
+}
+
+/// `xdp-lb --socket PATH status` as `xdp-lb status --socket PATH`: these two options say which instance a command is for.
+fn verb_first(mut args: Vec<OsString>) -> Vec<OsString> {
+    let mut at = 1;
+    while let Some(word) = args.get(at).and_then(|word| word.to_str()) {
+        let name = word.split_once('=').map_or(word, |(name, _)| name);
+        if !["--socket", "--pin-dir"].contains(&name) {
+            break;
+        }
+        at += if word.contains('=') { 1 } else { 2 };
+    }
+    let is_verb =
+        |word: &OsString| word.to_str().is_some_and(|word| examples::verbs_in("").iter().any(|v| v == word));
+    // What follows belongs to running: the interface has a verb's name then.
+    if at > 1 && args.get(at).is_some_and(is_verb) {
+        let verb = args.remove(at);
+        args.insert(1, verb);
+    }
+    args
 }

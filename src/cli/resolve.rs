@@ -1,32 +1,64 @@
-//! The one place where words become a [`Command`]: checks what fits together, fills in defaults.
+//! The one place where words become a [`Command`]: checks what fits together, fills in defaults. `instance` has the verbs
+//! that are about a running instance.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use super::Command;
-use super::args::{Args, Run, Verb};
-use super::usage::{Usage, example, extra_word, is_verb, quoted};
-use crate::config::words::{self as parse, Fault, Vip};
-use crate::config::{Config, DEFAULT_PIN_DIR, MAX_BACKENDS, default_socket};
-use crate::model::{Backend, Service, Timeouts};
+use super::args::{Args, Run, ServiceArgs};
+use super::complaints::{extra_word, mistyped};
+use super::examples::{example, form, is_verb, verbs_in};
+use super::usage::{Usage, quoted};
+use super::verbs::Verb;
+use super::{Command, instance};
+use crate::config::words::{self as parse, Fault, Vip, alternatives};
+use crate::config::{Config, DEFAULT_PIN_DIR, LogFormat, MAX_BACKENDS, default_socket};
+use crate::model::{Backend, Health, OnDown, OnEmpty, Scheduler, Service, Timeouts};
 
-/// Gives the arguments their meaning.
-pub(super) fn resolve(args: &Args) -> Result<Command, Usage> {
+/// Gives the arguments their meaning. `words` are what was typed.
+pub(super) fn resolve(args: &Args, words: &[OsString]) -> Result<Command, Usage> {
     match &args.verb {
-        None if args.run.check_only => Ok(Command::Check(Box::new(run(&args.run)?))),
-        None => Ok(Command::Run(Box::new(run(&args.run)?))),
-        Some(Verb::Status { pin_dir: dir, json }) => {
-            Ok(Command::Status { pin_dir: pin_dir(dir.as_deref())?, json: *json })
+        None => {
+            let config = Box::new(run(&args.run).map_err(|usage| mistyped(words).unwrap_or(usage))?);
+            Ok(match args.run.check_only {
+                true => Command::Check(config),
+                false => Command::Run { config, file: None },
+            })
         }
+        Some(Verb::Run { config, check_only }) => Ok(Command::RunFile {
+            file: path("--config", config.as_deref())?
+                .ok_or_else(|| Usage::bad("--config", "it is missing", form("run")))?,
+            check_only: *check_only,
+        }),
+        Some(Verb::Check { file }) => Ok(Command::CheckFile(required("FILE", file.as_deref(), path)?)),
         Some(Verb::Verify) => Ok(Command::Verify),
         Some(Verb::VethPeer { interface, remove }) => {
-            let interface = interface_of(interface.as_deref(), "xdp-lb veth-peer eth0")?;
+            let interface = interface_of(interface.as_deref(), form("veth-peer"))?;
             Ok(Command::VethPeer { interface, remove: *remove })
         }
         Some(Verb::Detach { interface, pin_dir: dir }) => Ok(Command::Detach {
-            interface: interface_of(interface.as_deref(), "xdp-lb detach eth0")?,
+            interface: interface_of(interface.as_deref(), form("detach"))?,
             pin_dir: pin_dir(dir.as_deref())?,
         }),
+        Some(verb) => instance::resolve(verb),
+    }
+}
+
+/// An argument without which clap refuses the verb.
+pub(super) fn required<T>(
+    name: &str,
+    word: Option<&OsStr>,
+    read: impl Fn(&str, Option<&OsStr>) -> Result<Option<T>, Usage>,
+) -> Result<T, Usage> {
+    read(name, word)?.ok_or_else(|| Usage::bad(name, "it is missing", "xdp-lb --help"))
+}
+
+pub(super) fn path(name: &str, word: Option<&OsStr>) -> Result<Option<PathBuf>, Usage> {
+    match word {
+        Some(word) if word.is_empty() => {
+            Err(Usage::bad(&format!("{name} \"\""), "it is empty", &example("--config")))
+        }
+        word => Ok(word.map(PathBuf::from)),
     }
 }
 
@@ -38,44 +70,96 @@ fn interface_of(word: Option<&OsStr>, right: &str) -> Result<String, Usage> {
 
 /// What is given is checked before what is missing: a wrong word is what the operator is looking at.
 fn run(args: &Run) -> Result<Config, Usage> {
-    let interface = interface(args)?;
-    let vip = option("--vip", args.vip.as_deref(), parse::vip)?;
-    let backends = backends(args, vip.as_ref())?;
-    let scheduler = option("--scheduler", args.scheduler.as_deref(), parse::scheduler)?;
-    let sticky = option("--sticky", args.sticky.as_deref(), parse::sticky)?.flatten();
+    let interfaces = interfaces(args)?;
+    let given = GivenService::read(&args.service)?;
+    let name = option("--name", args.name.as_deref(), parse::service_name)?;
     let xdp_mode = option("--xdp-mode", args.xdp_mode.as_deref(), parse::xdp_mode)?;
     let deliver = option("--deliver", args.deliver.as_deref(), parse::deliver)?;
     let pin_dir = pin_dir(args.pin_dir.as_deref())?;
+    let socket = option("--socket", args.socket.as_deref(), parse::socket)?;
     let interval = option("--stats-interval", args.stats_interval.as_deref(), parse::stats_interval)?;
+    let log_format = option("--log-format", args.log_format.as_deref(), parse::log_format)?;
+    let memory = option("--ring-memory", args.ring_memory.as_deref(), parse::bytes)?;
     let connections = option("--max-connections", args.max_connections.as_deref(), parse::max_connections)?;
     let timeouts = timeouts(args)?;
 
-    let interface = interface.ok_or_else(|| Usage::missing("IFACE", "the interface is missing"))?;
-    let vip = vip.ok_or_else(|| missing_vip(args))?;
-    if backends.is_empty() {
+    if interfaces.is_empty() {
+        return Err(Usage::missing("IFACE", "the interface is missing"));
+    }
+    if given.vip.is_none() {
+        return Err(missing_vip(args));
+    }
+    if given.backends.is_empty() {
         return Err(Usage::missing("--backend", "it is missing, at least one is needed"));
     }
-    let service = |protocol| Service {
-        scheduler: scheduler.unwrap_or_default(),
-        sticky,
-        timeouts,
-        ..Service::new(vip.address, protocol, backends.clone())
-    };
     Ok(Config {
         xdp_mode: xdp_mode.unwrap_or_default(),
         deliver: deliver.unwrap_or_default(),
-        socket: default_socket(&pin_dir),
+        socket: socket.unwrap_or_else(|| default_socket(&pin_dir)),
         pin_dir,
         max_connections: connections.unwrap_or(Config::MAX_CONNECTIONS),
+        ring_memory: memory.unwrap_or(Config::RING_MEMORY),
         timeouts,
         stats_interval: interval.unwrap_or(Some(Config::STATS_INTERVAL)),
         assign_vip: args.assign_vip,
-        ..Config::new(vec![interface], vip.protocols.iter().copied().map(service).collect())
+        persist: args.persist,
+        log_format: log_format.unwrap_or(LogFormat::default()),
+        ..Config::new(interfaces, given.services(name.as_deref(), timeouts))
     })
 }
 
+/// What was said of a service.
+pub(super) struct GivenService {
+    pub vip: Option<Vip>,
+    pub backends: Vec<Backend>,
+    scheduler: Option<Scheduler>,
+    sticky: Option<Duration>,
+    health: Option<Health>,
+    on_empty: Option<OnEmpty>,
+    on_down: Option<OnDown>,
+    slow_start: Option<Duration>,
+}
+
+impl GivenService {
+    pub fn read(args: &ServiceArgs) -> Result<GivenService, Usage> {
+        let vip = option("--vip", args.vip.as_deref(), parse::vip)?;
+        let backends = backends(args, vip.as_ref())?;
+        Ok(GivenService {
+            vip,
+            backends,
+            scheduler: option("--scheduler", args.scheduler.as_deref(), parse::scheduler)?,
+            sticky: option("--sticky", args.sticky.as_deref(), parse::sticky)?.flatten(),
+            health: option("--health", args.health.as_deref(), parse::health)?,
+            on_empty: option("--on-empty", args.on_empty.as_deref(), parse::on_empty)?,
+            on_down: option("--on-down", args.on_down.as_deref(), parse::on_down)?,
+            slow_start: option("--slow-start", args.slow_start.as_deref(), parse::slow_start)?,
+        })
+    }
+
+    /// One for each protocol; none without a VIP.
+    pub fn services(&self, name: Option<&str>, timeouts: Timeouts) -> Vec<Service> {
+        let Some(vip) = &self.vip else { return Vec::new() };
+        let health = self.health.clone().unwrap_or_else(|| Health::usual(vip.protocols));
+        let service = |protocol| {
+            let service = Service::new(vip.address, protocol, self.backends.clone());
+            Service {
+                name: name.map_or(service.name, str::to_owned),
+                scheduler: self.scheduler.unwrap_or_default(),
+                sticky: self.sticky,
+                timeouts,
+                on_empty: self.on_empty.unwrap_or_default(),
+                on_down: self.on_down.unwrap_or_default(),
+                health: health.clone(),
+                slow_start: self.slow_start.unwrap_or_default(),
+                ..service
+            }
+        };
+        vip.protocols.iter().copied().map(service).collect()
+    }
+}
+
 /// The value of an option that may be absent, with a complaint that names option and value.
-fn option<T>(
+pub(super) fn option<T>(
     name: &str,
     value: Option<&OsStr>,
     parse: impl Fn(&OsStr) -> Result<T, Fault>,
@@ -87,36 +171,39 @@ fn bad_value(name: &str, value: &OsStr, fault: &Fault) -> Usage {
     Usage::bad(&format!("{name} {}", quoted(value)), &fault.wrong, &fault.right)
 }
 
-fn interface(args: &Run) -> Result<Option<String>, Usage> {
+fn interfaces(args: &Run) -> Result<Vec<String>, Usage> {
     if let Some(word) = args.positional.get(1) {
-        return Err(extra_word(word, None));
+        return Err(extra_word(word, ""));
     }
     let positional = option("IFACE", args.positional.first().map(OsString::as_os_str), parse::interface)?;
-    let named = option("--interface", args.interface.as_deref(), parse::interface)?;
-    match (positional, named) {
-        (Some(verb), _) if is_verb(&verb) => Err(Usage::bad(
+    if let Some(verb) = positional.as_ref().filter(|word| is_verb(word)) {
+        return Err(Usage::bad(
             &format!("{verb:?}"),
             "a command is the first argument and shares no options with running",
-            &format!("xdp-lb {verb}, or --interface {verb} for an interface of that name"),
-        )),
-        (Some(positional), Some(named)) => Err(Usage::bad(
-            &format!("--interface {named:?}"),
-            &format!("the interface is given already, as {positional:?}"),
-            &format!("one of the two: --interface {named} or {positional}"),
-        )),
-        (positional, named) => Ok(positional.or(named)),
+            &format!("{}, or --interface {verb} for an interface of that name", form(verb)),
+        ));
     }
+    let mut interfaces: Vec<String> = positional.into_iter().collect();
+    for word in &args.interface {
+        let Some(interface) = option("--interface", Some(word), parse::interface)? else { continue };
+        if interfaces.contains(&interface) {
+            let part = format!("--interface {interface:?}");
+            return Err(Usage::bad(&part, "the interface is given already", "each interface once"));
+        }
+        interfaces.push(interface);
+    }
+    Ok(interfaces)
 }
 
-/// `xdp-lb stats` is more likely a command that does not exist than an interface.
+/// `xdp-lb show` is more likely a command that does not exist than an interface.
 fn missing_vip(args: &Run) -> Usage {
     let wrong = "it is missing";
     match args.positional.first() {
-        Some(word) if args.backend.is_empty() => {
-            let word = quoted(word);
+        Some(word) if args.service.backend.is_empty() => {
             let hint = format!(
-                "{word} was taken as the interface; the commands are status, verify, veth-peer and detach.\n\
-                 Try 'xdp-lb --help' for all options and examples."
+                "{} was taken as the interface; the commands are {}.\nTry 'xdp-lb --help' for all options and examples.",
+                quoted(word),
+                alternatives(&verbs_in("")).replace(" or ", " and ")
             );
             Usage::bad_with_hint("--vip", wrong, &example("--vip"), &hint)
         }
@@ -124,7 +211,7 @@ fn missing_vip(args: &Run) -> Usage {
     }
 }
 
-fn backends(args: &Run, vip: Option<&Vip>) -> Result<Vec<Backend>, Usage> {
+fn backends(args: &ServiceArgs, vip: Option<&Vip>) -> Result<Vec<Backend>, Usage> {
     let mut backends: Vec<Backend> = Vec::new();
     for word in &args.backend {
         let bad = |wrong: String, right: &str| {
@@ -149,7 +236,7 @@ fn backends(args: &Run, vip: Option<&Vip>) -> Result<Vec<Backend>, Usage> {
     Ok(backends)
 }
 
-fn pin_dir(value: Option<&OsStr>) -> Result<PathBuf, Usage> {
+pub(super) fn pin_dir(value: Option<&OsStr>) -> Result<PathBuf, Usage> {
     Ok(option("--pin-dir", value, parse::pin_dir)?.unwrap_or_else(|| PathBuf::from(DEFAULT_PIN_DIR)))
 }
 

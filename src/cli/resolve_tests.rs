@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::parse;
 use super::*;
 use crate::config::{Deliver, XdpMode};
-use crate::model::{Protocol, Scheduler};
+use crate::model::Protocol;
 
 fn words(line: &str) -> Vec<OsString> {
     ["xdp-lb"].into_iter().chain(line.split_whitespace()).map(OsString::from).collect()
@@ -13,7 +13,7 @@ fn words(line: &str) -> Vec<OsString> {
 
 fn config(line: &str) -> Config {
     match parse(words(line)) {
-        Ok(Command::Run(config)) => *config,
+        Ok(Command::Run { config, file: None }) => *config,
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -41,7 +41,12 @@ fn the_shortest_run_has_the_defaults() {
     assert_eq!(config.max_connections, 1_000_000);
     assert_eq!(config.timeouts, Timeouts::default());
     assert_eq!(config.stats_interval, Some(Duration::from_secs(5)));
-    assert!(!config.assign_vip);
+    assert!(!config.assign_vip && !config.persist);
+    assert_eq!(config.socket, PathBuf::from("/run/xdp-lb/xdp_lb.sock"));
+    assert_eq!((config.log_format, config.ring_memory), (LogFormat::Human, 256 << 20));
+    assert_eq!((service.name.as_str(), service.slow_start), ("192.168.1.100:80", Duration::ZERO));
+    assert_eq!(service.health, Health::usual(&[Protocol::Tcp]));
+    assert_eq!((service.on_empty, service.on_down), (OnEmpty::Drop, OnDown::Auto));
 }
 
 #[test]
@@ -56,16 +61,21 @@ fn checking_takes_what_running_takes() {
 #[test]
 fn every_option_reaches_the_model() {
     let config = config(
-        "--interface status --vip 10.1.1.1:53/any --backend 10.0.0.10:53:3 --backend 10.0.0.11:53 \
+        "--interface status --interface eth1 --name dns --vip 10.1.1.1:53/any --backend 10.0.0.10:53:3 --backend 10.0.0.11:53 \
          --scheduler mh --sticky 90 --xdp-mode skb --deliver stack --pin-dir /sys/fs/bpf/other --stats-interval 0 \
-         --assign-vip --max-connections 1_000 \
+         --assign-vip --max-connections 1_000 --health none --on-empty pass --on-down reset --slow-start 30s \
+         --socket /run/other.sock --ring-memory 64MB --persist --log-format json \
          --timeout-established 1h --timeout-unconfirmed 2s --timeout-closing 3s --timeout-udp 4",
     );
-    assert_eq!(config.main_interface(), "status");
+    assert_eq!(config.interfaces, ["status", "eth1"]);
+    assert_eq!((config.socket, config.ring_memory), (PathBuf::from("/run/other.sock"), 64 << 20));
+    assert_eq!((config.persist, config.log_format), (true, LogFormat::Json));
     let protocols: Vec<_> = config.services.iter().map(|service| service.protocol).collect();
     assert_eq!(protocols, [Protocol::Tcp, Protocol::Udp]);
     for service in &config.services {
-        assert_eq!(service.scheduler, Scheduler::Maglev);
+        assert_eq!((service.scheduler, service.name.as_str()), (Scheduler::Maglev, "dns"));
+        assert_eq!((service.on_empty, service.on_down), (OnEmpty::Pass, OnDown::Reset));
+        assert_eq!((service.health.probe.name(), service.slow_start), ("none", Duration::from_secs(30)));
         assert_eq!(service.sticky, Some(Duration::from_secs(90)));
         assert_eq!(service.backends, config.services[0].backends);
         assert_eq!(service.backends.len(), 2);
@@ -80,13 +90,6 @@ fn every_option_reaches_the_model() {
 
 #[test]
 fn the_other_verbs() {
-    let pin_dir = PathBuf::from(DEFAULT_PIN_DIR);
-    assert_eq!(parse(words("status")), Ok(Command::Status { pin_dir, json: false }));
-    let pin_dir = PathBuf::from("/sys/fs/bpf/x");
-    assert_eq!(
-        parse(words("status --json --pin-dir /sys/fs/bpf/x")),
-        Ok(Command::Status { pin_dir, json: true })
-    );
     assert_eq!(parse(words("verify")), Ok(Command::Verify));
     for (line, remove) in [("veth-peer eth0", false), ("veth-peer eth0 --remove", true)] {
         assert_eq!(parse(words(line)), Ok(Command::VethPeer { interface: "eth0".to_owned(), remove }));
@@ -97,6 +100,11 @@ fn the_other_verbs() {
         let expected = Command::Detach { interface: "eth0".to_owned(), pin_dir: pin_dir.into() };
         assert_eq!(parse(words(line)), Ok(expected));
     }
+    let file = PathBuf::from("lb.toml");
+    for (line, check_only) in [("run --config lb.toml", false), ("run --check-only --config=lb.toml", true)] {
+        assert_eq!(parse(words(line)), Ok(Command::RunFile { file: file.clone(), check_only }));
+    }
+    assert_eq!(parse(words("check lb.toml")), Ok(Command::CheckFile(file)));
 }
 
 #[test]
@@ -163,13 +171,15 @@ fn arguments_that_do_not_fit_together() {
             "xdp-lb: --vip: it is given twice; write it once: --vip",
         ),
         ("eth0 --assign-vip --assign-vip", "xdp-lb: --assign-vip: it is given twice"),
+        ("eth0 --interface eth1", "xdp-lb: --vip: it is missing; write --vip 192.168.1.100:80"),
         (
-            "eth0 --interface eth1",
-            "xdp-lb: --interface \"eth1\": the interface is given already, as \"eth0\"; write",
+            "eth0 --interface eth0",
+            "xdp-lb: --interface \"eth0\": the interface is given already; write each interface once",
         ),
+        ("--interface eth1 --interface eth1", "xdp-lb: --interface \"eth1\": the interface is given already"),
         (
             "eth0 eth1",
-            "xdp-lb: \"eth1\": it is one too many, there is one interface; write xdp-lb eth0 --vip",
+            "xdp-lb: \"eth1\": it is one too many, further interfaces are options; write --interface eth1",
         ),
         (
             "eth0 10.1.1.1:80",
@@ -231,9 +241,9 @@ fn arguments_that_do_not_fit_together() {
 
 #[test]
 fn a_word_that_may_be_meant_as_a_command_is_named() {
-    let message = parse(words("stats")).expect_err("refused").message;
+    let message = parse(words("eth7")).expect_err("refused").message;
     assert!(
-        message.contains("\"stats\" was taken as the interface; the commands are status, verify"),
+        message.contains("\"eth7\" was taken as the interface; the commands are run, check, status"),
         "{message}"
     );
     let commands = message.lines().nth(1).unwrap_or_default();

@@ -27,7 +27,7 @@ pub fn verify() -> Result<()> {
     // A reader that has seen enough is no error.
     let _ = writeln!(std::io::stdout(), "{}", table.trim_fmt());
     if !budget.is_known() {
-        crate::note!("there are no figures to compare with for {}", budget.pair);
+        tracing::info!("there are no figures to compare with for {}", budget.pair);
     }
     budget.check(&all)
 }

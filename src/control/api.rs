@@ -11,7 +11,7 @@ use crate::model::{AdminState, Service, Weight};
 
 /// What a client asks of the running process. A service is named by its name, or by its VIP as `ADDR:PORT` or
 /// `ADDR:PORT/PROTOCOL`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Every figure.
     Status,
@@ -63,7 +63,7 @@ pub struct Reload {
 }
 
 /// What becomes of a backend.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendChange {
     /// It is new.
     Add(Weight, AdminState),
@@ -101,6 +101,16 @@ pub struct Filter {
     pub limit: Option<usize>,
 }
 
+impl Filter {
+    /// The words for states.
+    pub const STATES: [&'static str; 3] = ["unconfirmed", "established", "closing"];
+
+    /// Whether every connection is meant.
+    pub fn is_empty(&self) -> bool {
+        Filter { limit: None, ..self.clone() } == Filter::default()
+    }
+}
+
 /// What is answered: JSON of one of the documented shapes.
 pub type Answer = serde_json::Value;
 
@@ -111,6 +121,9 @@ pub struct Done {
     pub steps: Vec<String>,
     /// Whether they were carried out; not so with a dry run.
     pub applied: bool,
+    /// In how many things what runs differs from the file, by changes that were made while it ran: they stay.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub kept: usize,
     /// How many connections were ended, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<u64>,
@@ -119,10 +132,15 @@ pub struct Done {
     pub persisted: Option<PathBuf>,
 }
 
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
 /// Why something was not done. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// What kind: `not_found`, `conflict`, `invalid` or `failed`.
+    /// What kind: `not_found`, `conflict`, `invalid` or `failed`; of the socket itself also `forbidden`, `not_allowed` (by this
+    /// method), `timeout` and `stopping`.
     pub kind: String,
     /// What is wrong, where, and what to do.
     pub error: String,

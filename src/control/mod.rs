@@ -1,5 +1,14 @@
 //! The admin socket: what can be asked of a running instance, by HTTP and JSON over a unix socket.
 
 mod api;
+mod client;
+mod project;
+mod routes;
+mod server;
+mod socket;
+mod wire;
 
 pub use api::{Answer, Ask, BackendChange, Done, Filter, Refusal, Reload};
+pub use client::{Client, ClientError};
+pub use project::{backends_of, services_of};
+pub use server::{Limits, Reply, Server};

@@ -108,7 +108,7 @@ impl Deliveries {
             hops.set_egress(tables, link.index, Some(now.egress))?;
             let changed = before.filter(|before| before.egress != now.egress);
             if let Some(before) = changed.filter(|_| attached.contains(&link.index)) {
-                crate::note!("from now on what leaves by {} is delivered {}", link.name, now.describe());
+                tracing::info!("from now on what leaves by {} is delivered {}", link.name, now.describe());
                 slower |= before.egress.redirect && !now.egress.redirect;
             }
         }
@@ -167,15 +167,16 @@ impl Deliveries {
                 name: &interface.link.name,
                 ifindex: interface.link.index,
                 stack: is_stack(self.deliver, interface),
-                clients: interfaces.main().is_some_and(|main| main.link.index == interface.link.index),
+                clients: interfaces.is_named(interface),
                 backends: !interface.backends.is_empty(),
             })
             .collect();
         let sends = |from: u32, to: u32| {
             self.decided.get(&to).is_some_and(|now| now.egress.redirect || (from == to && now.egress.tx))
         };
-        let main = interfaces.main().map(|main| main.link.index);
-        let to_clients = view.client_ways.iter().copied().chain(main).collect();
+        let named = interfaces.attached().filter(|interface| interfaces.is_named(interface));
+        let named = named.map(|interface| interface.link.index);
+        let to_clients = view.client_ways.iter().copied().chain(named).collect();
         let needs = sysctl_needs(&handing_over(&arriving, &to_clients, sends));
         for need in needs.iter().filter(|need| !need.is_met_otherwise()) {
             match ledger.set_sysctl(&need.name, need.value, need.why) {
@@ -184,8 +185,8 @@ impl Deliveries {
                 }
                 Err(error) => {
                     if self.refused.insert(need.name.clone()) {
-                        crate::note!(
-                            "warning: {error:#}: {}; set it by hand (sysctl -w {}={})",
+                        tracing::warn!(
+                            "{error:#}: {}; set it by hand (sysctl -w {}={})",
                             need.why,
                             need.name,
                             need.value

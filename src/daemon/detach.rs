@@ -84,8 +84,8 @@ fn clean_up(pins: PinDir) -> Result<()> {
         }
     };
     if ledger.was_elsewhere() {
-        crate::note!(
-            "warning: the instance ran in another network namespace: addresses and sysctls that it set there stay"
+        tracing::warn!(
+            "the instance ran in another network namespace: addresses and sysctls that it set there stay"
         );
     }
     take_down(None, pins, &mut ledger).context("could not remove everything")
@@ -110,7 +110,7 @@ fn clear(interface: &str, ifindex: u32) -> Result<bool> {
             ),
         },
         name => {
-            crate::note!(
+            tracing::info!(
                 "the XDP program on {interface} ({}, id {id}) is not ours, and stays",
                 name.unwrap_or("no name")
             );

@@ -1,7 +1,8 @@
-//! The interfaces that have the program: the one that was named, and those that face a backend, as they come and go.
+//! The interfaces that have the program: those that were named, and those that face a backend, as they come and go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -12,8 +13,8 @@ use crate::net::{Link, Netlink, RouteKind};
 
 /// The interfaces that have the program.
 pub struct Interfaces {
-    /// The name of the one that the clients' packets arrive on.
-    main: String,
+    /// The names of those that the clients' packets arrive on.
+    named: Vec<String>,
     mode: XdpMode,
     deliver: Deliver,
     attached: BTreeMap<u32, AttachedInterface>,
@@ -22,38 +23,45 @@ pub struct Interfaces {
 /// An interface that is to have the program.
 pub struct Wanted {
     pub link: Link,
-    /// Backends behind it, for people.
-    pub backends: Vec<String>,
+    /// Backends behind it.
+    pub backends: BTreeSet<SocketAddrV4>,
 }
 
 /// An interface that has it.
 pub struct AttachedInterface {
     pub link: Link,
-    pub backends: Vec<String>,
+    pub backends: BTreeSet<SocketAddrV4>,
     /// How the program runs there.
     pub mode: Mode,
 }
 
 impl Interfaces {
-    /// None yet. `main` is the name of the one that the clients' packets arrive on; `config` may have another of its names.
-    pub fn new(main: &str, config: &Config) -> Interfaces {
-        Interfaces {
-            main: main.to_owned(),
-            mode: config.xdp_mode,
-            deliver: config.deliver,
-            attached: BTreeMap::new(),
-        }
+    /// None yet. `named` are the names of those that the clients' packets arrive on; `config` may have others of their names.
+    pub fn new(named: Vec<String>, config: &Config) -> Interfaces {
+        Interfaces { named, mode: config.xdp_mode, deliver: config.deliver, attached: BTreeMap::new() }
     }
 
-    /// Those that have it, the named one first.
+    /// Those that have it, the named ones first.
     pub fn attached(&self) -> impl Iterator<Item = &AttachedInterface> {
-        let is_main = |interface: &&AttachedInterface| interface.link.name == self.main;
-        self.attached.values().filter(is_main).chain(self.attached.values().filter(move |i| !is_main(i)))
+        let others = self.attached.values().filter(|interface| !self.is_named(interface));
+        self.named().chain(others)
     }
 
-    /// The named one, while it is there.
+    /// The named ones that are there, in the order in which they were named.
+    fn named(&self) -> impl Iterator<Item = &AttachedInterface> {
+        let find = |name: &String| self.attached.values().find(|interface| interface.link.name == *name);
+        self.named.iter().filter_map(find)
+    }
+
+    /// Whether clients' packets arrive on it.
+    pub fn is_named(&self, interface: &AttachedInterface) -> bool {
+        self.named.contains(&interface.link.name)
+    }
+
+    /// The first named one, while it is there.
     pub fn main(&self) -> Option<&AttachedInterface> {
-        self.attached.values().find(|interface| interface.link.name == self.main)
+        let main = self.named.first()?;
+        self.attached.values().find(|interface| interface.link.name == *main)
     }
 
     /// The profile that an interface would most likely have.
@@ -68,7 +76,7 @@ impl Interfaces {
         wanted.sort_by_key(|wanted| self.changes_mode(plane, &wanted.link));
         for wanted in wanted {
             if self.changes_mode(plane, &wanted.link) {
-                crate::note!("{} changes its mode: for a moment it has no program", wanted.link.name);
+                tracing::info!("{} changes its mode: for a moment it has no program", wanted.link.name);
             }
             self.attach(plane, wanted)?;
         }
@@ -109,11 +117,11 @@ impl Interfaces {
     fn attach_as_it_can(&self, plane: &mut Plane, link: &Link) -> Result<Mode> {
         let name = &link.name;
         if plane.left_mode(link.index) == Some(Mode::Skb) {
-            crate::note!("{name} stays in SKB mode, in which it was left; --xdp-mode native changes that");
+            tracing::info!("{name} stays in SKB mode, in which it was left; --xdp-mode native changes that");
         } else {
             let Err(refused) = self.attach_in(plane, link, Mode::Native)? else { return Ok(Mode::Native) };
-            crate::note!(
-                "warning: the driver of {name} refuses native mode ({refused}){}: SKB mode is used there, which is slower",
+            tracing::warn!(
+                "the driver of {name} refuses native mode ({refused}){}: SKB mode is used there, which is slower",
                 hint(&refused)
             );
         }
@@ -155,8 +163,8 @@ impl Interfaces {
             if let Some(gone) = self.attached.remove(&index) {
                 let name = gone.link.name;
                 match view.links.contains_key(&index) {
-                    true => crate::note!("warning: somebody detached the program from {name}"),
-                    false => crate::note!("warning: {name} is gone, and the program with it"),
+                    true => tracing::warn!("somebody detached the program from {name}"),
+                    false => tracing::warn!("{name} is gone, and the program with it"),
                 }
             }
         }
@@ -166,69 +174,111 @@ impl Interfaces {
                 Some(known) => {
                     let (old, new) = (&known.link.name, &wanted.link.name);
                     if old != new {
-                        crate::note!("{old} has a new name: {new}");
+                        tracing::info!("{old} has a new name: {new}");
                     }
-                    if *old == self.main {
-                        self.main.clone_from(new);
-                    }
+                    self.named.iter_mut().filter(|name| *name == old).for_each(|name| name.clone_from(new));
                     (known.link, known.backends) = (wanted.link, wanted.backends);
                 }
                 None => {
                     let name = wanted.link.name.clone();
                     match check(&wanted.link).and_then(|()| self.attach(plane, wanted)) {
-                        Ok(()) => crate::note!("attached to {name} too"),
+                        Ok(()) => tracing::info!("attached to {name} too"),
                         Err(error) => troubles.push(format!("{error:#}")),
                     }
                 }
             }
         }
-        if self.main().is_none() {
-            troubles.push(format!("{} is not there: clients reach nothing until it is back", self.main));
+        for name in &self.named {
+            if self.attached.values().all(|interface| interface.link.name != *name) {
+                troubles.push(format!("{name} is not there: clients reach nothing by it until it is back"));
+            }
         }
         troubles
     }
 
     fn wanted(&self, plane: &Plane, view: &View) -> Vec<Wanted> {
-        let named = view.links.values().find(|link| link.name == self.main);
-        let mut all: Vec<Wanted> =
-            named.into_iter().map(|link| Wanted { link: link.clone(), backends: Vec::new() }).collect();
+        let named = self.named.iter().filter_map(|name| view.links.values().find(|link| link.name == *name));
+        let mut all: Vec<Wanted> = named.map(Wanted::alone).collect();
         for backend in plane.backends() {
             let Some(link) = view.facing(*backend) else { continue };
-            face(&mut all, link, backend.address.to_string());
+            face(&mut all, link, backend.address);
         }
         // One that faced a backend keeps the program: a route that moved may move back.
         for known in self.attached.values() {
             let link = view.links.get(&known.link.index);
             if let Some(link) = link.filter(|link| all.iter().all(|wanted| wanted.link.index != link.index)) {
-                all.push(Wanted { link: link.clone(), backends: Vec::new() });
+                all.push(Wanted::alone(link));
             }
         }
         all
     }
-}
 
-/// Notes that a backend is behind an interface.
-pub fn face(all: &mut Vec<Wanted>, link: &Link, backend: String) {
-    match all.iter_mut().find(|wanted| wanted.link.index == link.index) {
-        Some(wanted) if wanted.backends.contains(&backend) => {}
-        Some(wanted) => wanted.backends.push(backend),
-        None => all.push(Wanted { link: link.clone(), backends: vec![backend] }),
+    /// Attaches the program to interfaces that face a backend which is about to be added. Returns which are new; all or none
+    /// of them.
+    pub fn extend(&mut self, plane: &mut Plane, view: &View) -> Result<Vec<u32>> {
+        let mut new = Vec::new();
+        for wanted in self.wanted(plane, view) {
+            let index = wanted.link.index;
+            if self.attached.contains_key(&index) {
+                continue;
+            }
+            if let Err(error) = check(&wanted.link).and_then(|()| self.attach(plane, wanted)) {
+                self.retract(plane, &new);
+                return Err(error);
+            }
+            new.push(index);
+        }
+        Ok(new)
+    }
+
+    /// Takes the program off interfaces that [`Interfaces::extend`] attached it to.
+    pub fn retract(&mut self, plane: &mut Plane, new: &[u32]) {
+        for index in new {
+            self.attached.remove(index);
+            if let Err(error) = plane.detach(*index) {
+                tracing::warn!("{error:#}");
+            }
+        }
     }
 }
 
-/// The interfaces that a start needs, the named one first. What they must be like, [`crate::preflight`] has checked.
+impl Wanted {
+    /// One behind which no backend is known.
+    fn alone(link: &Link) -> Wanted {
+        Wanted { link: link.clone(), backends: BTreeSet::new() }
+    }
+}
+
+/// Notes that a backend is behind an interface.
+pub fn face(all: &mut Vec<Wanted>, link: &Link, backend: SocketAddrV4) {
+    match all.iter_mut().find(|wanted| wanted.link.index == link.index) {
+        Some(wanted) => _ = wanted.backends.insert(backend),
+        None => all.push(Wanted { link: link.clone(), backends: BTreeSet::from([backend]) }),
+    }
+}
+
+/// The interfaces that a start needs, the named ones first. What they must be like, [`crate::preflight`] has checked.
 pub fn needed(netlink: &mut Netlink, config: &Config) -> Result<Vec<Wanted>> {
     let links: BTreeMap<u32, Link> = netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
-    let main = netlink
-        .link(config.main_interface())?
-        .with_context(|| format!("there is no interface {} any more", config.main_interface()))?;
-    let mut all = vec![Wanted { link: main, backends: Vec::new() }];
+    let mut all = Vec::new();
+    for name in &config.interfaces {
+        let link = netlink.link(name)?.with_context(|| format!("there is no interface {name} any more"))?;
+        all.push(Wanted::alone(&link));
+    }
+    let mut ways: HashMap<Ipv4Addr, &Link> = HashMap::new();
     for backend in config.services.iter().flat_map(|service| &service.backends) {
-        let route = netlink.route_to(*backend.address.ip())?.filter(|route| route.kind == RouteKind::Unicast);
-        let link = route.and_then(|route| links.get(&route.ifindex));
-        let link =
-            link.with_context(|| format!("there is no route to backend {} any more", backend.address))?;
-        face(&mut all, link, backend.address.to_string());
+        let address = *backend.address.ip();
+        let link = match ways.get(&address) {
+            Some(link) => link,
+            None => {
+                let route = netlink.route_to(address)?.filter(|route| route.kind == RouteKind::Unicast);
+                let link = route.and_then(|route| links.get(&route.ifindex));
+                let link = link
+                    .with_context(|| format!("there is no route to backend {} any more", backend.address))?;
+                ways.entry(address).or_insert(link)
+            }
+        };
+        face(&mut all, link, backend.address);
     }
     Ok(all)
 }

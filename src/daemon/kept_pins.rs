@@ -21,6 +21,11 @@ impl KeptPins {
         self.pins.path()
     }
 
+    /// The directory itself.
+    pub fn dir(&self) -> &PinDir {
+        &self.pins
+    }
+
     pub fn into_inner(self) -> PinDir {
         self.pins
     }
@@ -33,14 +38,14 @@ impl KeptPins {
         match if gone { self.pin_again(plane, ledger) } else { plane.pin(&self.pins) } {
             Ok(()) => {
                 if gone {
-                    crate::note!("warning: the pins in {at} were gone: made again");
+                    tracing::warn!("the pins in {at} were gone: made again");
                 }
                 self.warned = false;
             }
             Err(error) => {
                 if !self.warned {
-                    crate::note!(
-                        "warning: could not make the pins in {at}: {error:#}. Balancing goes on, but would not outlive \
+                    tracing::warn!(
+                        "could not make the pins in {at}: {error:#}. Balancing goes on, but would not outlive \
                          this process"
                     );
                 }

@@ -162,7 +162,7 @@ impl Ledger {
             self.save()?;
             return Err(error);
         }
-        crate::note!("set {name} = {value} (was {now}): {why}; it is put back at the end");
+        tracing::info!("set {name} = {value} (was {now}): {why}; it is put back at the end");
         Ok(())
     }
 
@@ -179,9 +179,9 @@ impl Ledger {
             self.changes.sysctls[at].before.clone_from(&now);
             self.changes.sysctls[at].of_all = switch_of_all(&name);
             match self.save().and_then(|()| write_sysctl(&name, &value)) {
-                Ok(()) => crate::note!("warning: somebody set {name} = {now}: set to {value} again"),
+                Ok(()) => tracing::warn!("somebody set {name} = {now}: set to {value} again"),
                 Err(error) => {
-                    crate::note!("warning: somebody set {name} = {now}, and it stays so: {error:#}");
+                    tracing::warn!("somebody set {name} = {now}, and it stays so: {error:#}");
                     self.changes.sysctls[at].value = now;
                 }
             }
@@ -289,18 +289,17 @@ impl Ledger {
         for mut entry in self.changes.sysctls.clone().into_iter().rev().filter(|entry| is(entry)) {
             let ours = read_sysctl(&entry.name).is_ok_and(|now| now == entry.value);
             // Somebody made this host a router, or stopped it from being one, since: that was meant for all interfaces.
-            if let (Some(then), Some(now)) = (&entry.of_all, switch_of_all(&entry.name))
-                && *then != now
-            {
-                entry.before = now;
+            match (&entry.of_all, switch_of_all(&entry.name)) {
+                (Some(then), Some(now)) if *then != now => entry.before = now,
+                _ => {}
             }
             if let Err(error) = if ours { write_sysctl(&entry.name, &entry.before) } else { Ok(()) } {
-                crate::note!("could not put the sysctl {} back to {}: {error:#}", entry.name, entry.before);
+                tracing::info!("could not put the sysctl {} back to {}: {error:#}", entry.name, entry.before);
             }
             self.changes.sysctls.retain(|other| other.name != entry.name);
         }
         if let Err(error) = self.save() {
-            crate::note!("warning: {error:#}");
+            tracing::warn!("{error:#}");
         }
     }
 

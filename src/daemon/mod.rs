@@ -1,39 +1,53 @@
 //! One running instance: starts it, keeps it in step with the network, prints what it does, and takes it down.
 
+mod answers;
+mod change;
 mod deliveries;
 mod detach;
+mod health;
 mod interfaces;
 mod kept_pins;
 mod ledger;
 mod network;
+mod pool;
+mod ramp;
 mod running;
+mod source;
 mod start;
+mod supervisor;
 mod vip;
 mod warnings;
 mod watch;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::config::Config;
+use crate::control::{Ask, Reply, Server};
 use crate::dataplane::{Mode, PinDir, Plane};
+use crate::health::Event;
 use crate::net::{Changes, Events, Netlink};
 use crate::preflight::{self, Level};
 use interfaces::Wanted;
 use kept_pins::KeptPins;
 use ledger::Ledger;
-use running::Running;
-use start::Started;
+use pool::Pool;
+use running::{Due, Running};
+use source::Source;
+use start::{Occasion, Started};
+use supervisor::Supervisor;
 use warnings::Warnings;
 
 pub use detach::detach;
 
-/// Runs until SIGINT, SIGTERM or SIGHUP. Whatever happens, what was attached, pinned, assigned or set is taken back; but a
-/// start that fails over what an instance left which died does not touch it.
-pub fn run(config: &Config) -> Result<()> {
+/// Runs until SIGINT, SIGTERM or SIGHUP, or until it is asked to stop. `file` is where the configuration was read. Whatever
+/// happens, what was attached, pinned, assigned or set is taken back; but a start that fails over what an instance left which
+/// died does not touch it, and with `persist` the data plane goes on when the process ends.
+pub fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     let wakes = Wakes::by_signals()?;
     let mut netlink = Netlink::open()?;
     check(&mut netlink, config)?;
@@ -45,9 +59,9 @@ pub fn run(config: &Config) -> Result<()> {
     ledger.follow_names(netlink.links()?.iter())?;
     if let Some(mounted) = pins.mounted() {
         ledger.add_mount(mounted)?;
-        crate::note!("mounted a bpffs at {}, where none was", mounted.display());
+        tracing::info!("mounted a bpffs at {}, where none was", mounted.display());
     }
-    let started = match start(config, netlink, needed, &pins, &mut ledger) {
+    let started = match start(config, &wakes, netlink, needed, &pins, &mut ledger) {
         Ok(started) => started,
         Err(Failed { error, leaves_it: true }) => return Err(error),
         Err(Failed { error, leaves_it: false }) => {
@@ -55,9 +69,13 @@ pub fn run(config: &Config) -> Result<()> {
             return Err(error);
         }
     };
-    let Started { plane, network, interfaces, deliveries, vips, watch } = started;
+    let (Started { plane, network, interfaces, deliveries, vips, watch }, server, pool) = started;
     let mut running = Running {
-        config,
+        config: config.clone(),
+        source: file.map(|path| Source::new(path, config.clone())),
+        server,
+        pool,
+        supervisor: Supervisor::new(),
         pins: KeptPins::new(pins),
         ledger,
         plane,
@@ -68,11 +86,30 @@ pub fn run(config: &Config) -> Result<()> {
         warnings: Warnings::default(),
         watch,
         inherits: true,
+        due: Due::new(config),
     };
-    running.begin();
+    running.pool.follow(config, &mut running.plane);
+    running.settle_in();
     say(&banner(&running));
+    running.supervisor.ready();
     running.run(&wakes.receiver);
-    let Running { mut plane, pins, mut ledger, .. } = running;
+    running.supervisor.stopping();
+    end(running)
+}
+
+/// Takes everything back, or leaves it to go on.
+fn end(running: Running) -> Result<()> {
+    let Running { config, mut plane, pins, mut ledger, server, pool, .. } = running;
+    // Nobody should be told of what is about to end.
+    drop((server, pool));
+    if config.persist {
+        say(&format!(
+            "the process ends; by persist the programs, tables and addresses stay and go on: start it again to take them \
+             over, or xdp-lb detach {}\n",
+            config.main_interface()
+        ));
+        return Ok(());
+    }
     take_down(Some(&mut plane), pins.into_inner(), &mut ledger).context("could not clean up")?;
     say("detached; the pins are removed\n");
     Ok(())
@@ -86,11 +123,12 @@ struct Failed {
 
 fn start(
     config: &Config,
+    wakes: &Wakes,
     netlink: Netlink,
     needed: Vec<Wanted>,
     pins: &PinDir,
     ledger: &mut Ledger,
-) -> Result<Started, Failed> {
+) -> Result<(Started, Option<Server>, Pool), Failed> {
     const GOES_ON: &str = "the start failed; what the instance before left goes on";
     const HALF_DONE: &str =
         "the start failed while it took over; what is attached goes on: start again when this is mended";
@@ -98,13 +136,16 @@ fn start(
     let nothing_left = |error| Failed { error, leaves_it: false };
     let left = start::find_left(pins, ledger).map_err(|error| leaves_it(error, GOES_ON))?;
     let takes_over = left.is_some();
-    match start::prepare(config, netlink, needed, left, ledger) {
-        Ok(prepared) => {
+    let prepared = start::prepare(config, netlink, needed, left, Occasion::Start, ledger)
+        .and_then(|prepared| Ok((prepared, serve(config, wakes)?, wakes.pool()?)));
+    match prepared {
+        Ok((prepared, server, pool)) => {
             let committed = prepared.commit(config, pins, ledger);
-            committed.map_err(|error| match takes_over {
+            let started = committed.map_err(|error| match takes_over {
                 true => leaves_it(error, HALF_DONE),
                 false => nothing_left(error),
-            })
+            })?;
+            Ok((started, server, pool))
         }
         Err(error) if takes_over => {
             ledger.restore_own();
@@ -114,13 +155,36 @@ fn start(
     }
 }
 
+/// Listens at the admin socket. Who may not make one does without: the balancing needs none.
+fn serve(config: &Config, wakes: &Wakes) -> Result<Option<Server>> {
+    let sender = wakes.sender.clone();
+    let ask = move |ask, reply| {
+        // A receiver that is gone means that the process is ending: the reply says so when it is dropped.
+        let _ = sender.send(Wake::Ask(Box::new(ask), reply));
+    };
+    match Server::start(&config.socket, config.timeouts, ask) {
+        Ok(server) => Ok(Some(server)),
+        Err(error) if is_forbidden(&error) => {
+            tracing::warn!("{error:#}: there is no admin socket, so it cannot be changed while it runs");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| {
+        matches!(error.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
+    })
+}
+
 /// Takes everything back, whatever of it fails.
 fn take_down(plane: Option<&mut Plane>, pins: PinDir, ledger: &mut Ledger) -> Result<()> {
     let renamed = Netlink::open()
         .and_then(|mut netlink| netlink.links())
         .and_then(|links| ledger.follow_names(links.iter()));
     if let Err(error) = renamed {
-        crate::note!("warning: what was changed on interfaces that have a new name now may stay: {error:#}");
+        tracing::warn!("what was changed on interfaces that have a new name now may stay: {error:#}");
     }
     // First of all: nobody should be drawn here by an address that nothing balances any more.
     vip::remove(ledger.vips(), ledger);
@@ -136,7 +200,10 @@ fn take_down(plane: Option<&mut Plane>, pins: PinDir, ledger: &mut Ledger) -> Re
 fn check(netlink: &mut Netlink, config: &Config) -> Result<()> {
     let findings = preflight::check(netlink, config)?;
     for finding in findings.iter().filter(|finding| finding.level > Level::Ok) {
-        crate::note!("{}: {finding}", finding.level.name());
+        match finding.level {
+            Level::Error => tracing::error!(about = finding.name, "{finding}"),
+            _ => tracing::warn!(about = finding.name, "{finding}"),
+        }
     }
     let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
     ensure!(errors == 0, "not started: {errors} {}", if errors == 1 { "error" } else { "errors" });
@@ -147,6 +214,10 @@ fn check(netlink: &mut Netlink, config: &Config) -> Result<()> {
 enum Wake {
     Stop,
     Network(Changes),
+    /// A backend went up or down.
+    Health(Event),
+    /// Somebody asks at the admin socket.
+    Ask(Box<Ask>, Reply),
 }
 
 /// Where that comes from.
@@ -168,6 +239,14 @@ impl Wakes {
         Ok(Wakes { sender, receiver })
     }
 
+    /// Backends that wake it when they go up or down.
+    fn pool(&self) -> Result<Pool> {
+        let sender = self.sender.clone();
+        Pool::new(move |event| {
+            let _ = sender.send(Wake::Health(event));
+        })
+    }
+
     /// Wakes by changes of the network too, told by a thread of their own. Without it they are found within a second.
     fn listen(&self) -> Result<()> {
         let mut events = Events::open()?;
@@ -177,7 +256,7 @@ impl Wakes {
                 Ok(changes) if sender.send(Wake::Network(changes)).is_ok() => {}
                 Ok(_) => return,
                 Err(error) => {
-                    return crate::note!("warning: {error:#}: changes are found once a second from now on");
+                    return tracing::warn!("{error:#}: changes are found once a second from now on");
                 }
             }
         };
@@ -187,15 +266,18 @@ impl Wakes {
 }
 
 /// What was attached where, and how packets travel.
-fn banner(running: &Running<'_>) -> String {
+fn banner(running: &Running) -> String {
     let Running { config, plane, network, interfaces, deliveries, .. } = running;
     let mut text = format!("xdp-lb {}\n", env!("CARGO_PKG_VERSION"));
-    for service in &config.services {
-        text += &format!("service {}/{}, {}\n", service.vip, service.protocol, service.how());
+    for service in config.services.iter().take(SHOWN) {
+        let name = if service.name == service.vip.to_string() { "" } else { &format!("{}, ", service.name) };
+        text += &format!("service {name}{}/{}, {}\n", service.vip, service.protocol, service.how());
     }
-    for backend in plane.backends() {
+    text += &and_more(config.services.len(), "services");
+    for backend in plane.backends().iter().take(SHOWN) {
         text += &format!("  backend {}, {}\n", backend.address, network.describe(*backend));
     }
+    text += &and_more(plane.backends().len(), "backends");
     for interface in interfaces.attached() {
         let mode = match interface.mode {
             Mode::Native => "native",
@@ -203,7 +285,10 @@ fn banner(running: &Running<'_>) -> String {
         };
         text += &format!("attached to {} in {mode} mode", interface.link.name);
         if !interface.backends.is_empty() {
-            text += &format!(", faces {}", interface.backends.join(" "));
+            let shown: Vec<String> = interface.backends.iter().take(SHOWN).map(ToString::to_string).collect();
+            let more = interface.backends.len() - shown.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            text += &format!(", faces {}{more}", shown.join(" "));
         }
         text += &format!("; {}\n", deliveries.describe(interface));
     }
@@ -214,6 +299,13 @@ fn banner(running: &Running<'_>) -> String {
         running.pins.path().display()
     );
     text
+}
+
+/// So many of a kind are shown; a screen has no more lines.
+const SHOWN: usize = 64;
+
+fn and_more(count: usize, what: &str) -> String {
+    if count > SHOWN { format!("  and {} more {what}\n", count - SHOWN) } else { String::new() }
 }
 
 /// Writes to stdout. A reader that is gone or a full disk must not stop the balancing.

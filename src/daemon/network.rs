@@ -10,9 +10,12 @@ use anyhow::Result;
 use crate::dataplane::{BackendId, NamedRows, NextHop, Plane};
 use crate::net::{Link, Neighbour, Netlink, Route, RouteKind};
 
-/// How long a start waits for the backends' next hops to answer ARP.
-const RESOLVE_WAIT: Duration = Duration::from_secs(1);
-const RESOLVE_STEP: Duration = Duration::from_millis(50);
+const RESOLVE_STEP: Duration = Duration::from_millis(10);
+
+/// The ways to so many backends are asked for at each look.
+const FEW_ROUTES: usize = 256;
+/// Those to more only when something was heard of, and after this time whatever was heard.
+const ROUTES_HOLD: Duration = Duration::from_secs(10);
 
 /// How long a neighbour that had answered is asked again before it is called silent.
 const SILENT_FOR: Duration = Duration::from_secs(3);
@@ -25,6 +28,9 @@ type Station = (u32, [u8; 6]);
 /// Keeps the data plane's next hops in step with the kernel's links, routes and neighbours.
 pub struct Network {
     netlink: Netlink,
+    /// The ways to the backends, as they were when they were last asked for, and when that was.
+    routes: HashMap<Ipv4Addr, Option<Route>>,
+    asked: Instant,
     /// The MAC each neighbour was last seen with.
     macs: HashMap<(u32, Ipv4Addr), [u8; 6]>,
     /// What was last published for a backend.
@@ -83,6 +89,8 @@ impl Network {
     pub fn new(netlink: Netlink) -> Network {
         Network {
             netlink,
+            routes: HashMap::new(),
+            asked: Instant::now(),
             macs: HashMap::new(),
             ways: HashMap::new(),
             reroute: false,
@@ -98,11 +106,11 @@ impl Network {
         &mut self.netlink
     }
 
-    /// Resolves the backends' next hops, waiting a moment for neighbours that are silent so far. One that stays silent is no
+    /// Resolves the backends' next hops, waiting so long for neighbours that are silent so far. One that stays silent is no
     /// error: the kernel delivers to it until it is known. Nothing that connections use is changed: the tables may be those
     /// that an instance before left running.
-    pub fn resolve(&mut self, plane: &mut Plane) -> Result<()> {
-        let deadline = Instant::now() + RESOLVE_WAIT;
+    pub fn resolve(&mut self, plane: &mut Plane, wait: Duration) -> Result<()> {
+        let deadline = Instant::now() + wait;
         loop {
             let view = self.look(plane)?;
             self.follow_backends(plane, &view)?;
@@ -128,17 +136,34 @@ impl Network {
         let links = self.netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
         let neighbours = self.netlink.neighbours()?;
         let neighbours = neighbours.into_iter().map(|n| ((n.ifindex, n.address), n)).collect();
-        let mut routes = HashMap::new();
-        let addresses: BTreeSet<Ipv4Addr> =
-            plane.backends().iter().map(|backend| *backend.address.ip()).collect();
-        for address in addresses {
-            if let Some(route) = self.way_to(address)? {
-                routes.insert(address, route);
-            }
-        }
+        let routes = self.look_for_routes(plane)?;
         let mut client_ways: BTreeSet<u32> = self.in_use.keys().map(|(ifindex, _)| *ifindex).collect();
         client_ways.extend(self.way_to(ANYBODY)?.map(|route| route.ifindex));
         Ok(View { links, neighbours, routes, client_ways })
+    }
+
+    /// Changes of routes and links are heard of; asking the kernel for the ways to thousands of backends each second would
+    /// cost more than all the rest.
+    fn look_for_routes(&mut self, plane: &Plane) -> Result<HashMap<Ipv4Addr, Route>> {
+        let addresses: BTreeSet<Ipv4Addr> =
+            plane.backends().iter().map(|backend| *backend.address.ip()).collect();
+        if addresses.len() <= FEW_ROUTES || self.asked.elapsed() >= ROUTES_HOLD {
+            self.forget_routes();
+        }
+        self.routes.retain(|address, _| addresses.contains(address));
+        for address in addresses {
+            if !self.routes.contains_key(&address) {
+                let way = self.way_to(address)?;
+                self.routes.insert(address, way);
+            }
+        }
+        Ok(self.routes.iter().filter_map(|(address, way)| Some((*address, (*way)?))).collect())
+    }
+
+    /// The ways to the backends may be others now.
+    pub fn forget_routes(&mut self) {
+        self.routes.clear();
+        self.asked = Instant::now();
     }
 
     /// `None` if the way is not one to a machine.

@@ -1,4 +1,4 @@
-//! The work of a running instance: follows the network, sweeps the table, prints figures, says what is wrong.
+//! The work of a running instance: follows the network, sweeps the table, answers what it is asked, says what is wrong.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -10,12 +10,16 @@ use super::interfaces::Interfaces;
 use super::kept_pins::KeptPins;
 use super::ledger::Ledger;
 use super::network::Network;
+use super::pool::{self, Pool};
+use super::source::Source;
 use super::start::allow_lookups;
+use super::supervisor::Supervisor;
 use super::vip::AssignedVips;
 use super::warnings::Warnings;
 use super::watch::Watch;
 use super::{Wake, say};
 use crate::config::Config;
+use crate::control::Server;
 use crate::dataplane::{Census, Plane, sweep_interval};
 use crate::metrics::{Snapshot, render};
 use crate::net::Changes;
@@ -29,8 +33,13 @@ const NETWORK_PAUSE: Duration = Duration::from_millis(100);
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Everything that a running instance holds.
-pub struct Running<'a> {
-    pub config: &'a Config,
+pub struct Running {
+    pub config: Config,
+    /// Where the configuration was read, if it was.
+    pub source: Option<Source>,
+    pub server: Option<Server>,
+    pub pool: Pool,
+    pub supervisor: Supervisor,
     pub pins: KeptPins,
     pub ledger: Ledger,
     pub plane: Plane,
@@ -42,79 +51,120 @@ pub struct Running<'a> {
     pub watch: Watch,
     /// What an earlier instance set of this host is still to be put back, where this one does not need it.
     pub inherits: bool,
+    pub due: Due,
 }
 
 /// When what is due.
-struct Due {
+pub struct Due {
     ask: Instant,
+    pool: Instant,
     network: Instant,
     sweep: Instant,
-    report: Option<Instant>,
+    report: Instant,
 }
 
 impl Due {
+    /// Everything at its time from now on.
+    pub fn new(config: &Config) -> Due {
+        let now = Instant::now();
+        let mut due = Due { ask: now, pool: now, network: now, sweep: now, report: now };
+        due.sweep_after(config, now);
+        due.report_after(config, now);
+        due
+    }
+
+    /// A look at the network and a sweep, as soon as there is time.
+    pub fn now(&mut self) {
+        (self.network, self.sweep) = (Instant::now(), Instant::now());
+    }
+
+    fn sweep_after(&mut self, config: &Config, now: Instant) {
+        self.sweep = now + sweep_interval(&config.services);
+    }
+
+    fn report_after(&mut self, config: &Config, now: Instant) {
+        const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        self.report = now + config.stats_interval.unwrap_or(NEVER);
+    }
+
     fn first(&self) -> Instant {
-        self.report.into_iter().fold(self.ask.min(self.network).min(self.sweep), Instant::min)
+        [self.pool, self.network, self.sweep, self.report].into_iter().fold(self.ask, Instant::min)
     }
 }
 
-impl Running<'_> {
+impl Running {
     /// Runs until it is told to stop. What fails meanwhile is said and tried again: what works goes on.
     pub fn run(&mut self, wakes: &Receiver<Wake>) {
-        let start = Instant::now();
-        let sweeps = sweep_interval(&self.config.services);
-        let mut due = Due {
-            ask: start,
-            network: start,
-            sweep: start + sweeps,
-            report: self.config.stats_interval.map(|interval| start + interval),
-        };
-        let mut report = Report::new(start);
+        let mut report = Report::new(Instant::now());
         let mut heard = Changes::default();
-        let mut looked = start;
+        let mut looked = Instant::now();
         loop {
-            match wakes.recv_timeout(due.first().saturating_duration_since(Instant::now())) {
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(Wake::Network(changes)) => {
-                    heard |= changes;
-                    due.network = due.network.min(looked + NETWORK_PAUSE);
+            let pause = self.due.first().saturating_duration_since(Instant::now());
+            let first = match wakes.recv_timeout(pause) {
+                Ok(wake) => Some(wake),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // All that waits: a sweep may take longer than it takes the next to come.
+            for wake in first.into_iter().chain(wakes.try_iter()) {
+                match wake {
+                    Wake::Network(changes) => {
+                        heard |= changes;
+                        self.due.network = self.due.network.min(looked + NETWORK_PAUSE);
+                    }
+                    Wake::Health(event) => self.pool.note(event, &mut self.plane),
+                    Wake::Ask(ask, reply) => {
+                        let (answer, goes_on) = self.answer(*ask);
+                        reply.send(answer);
+                        if !goes_on {
+                            return;
+                        }
+                        // Who asks without a pause must not keep it from what is due: the others wait for the next round.
+                        if Instant::now() >= self.due.first() {
+                            break;
+                        }
+                    }
+                    Wake::Stop => return,
                 }
-                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.supervisor.alive();
             let now = Instant::now();
-            if now >= due.ask {
+            if now >= self.due.pool {
+                self.tend_pool(now);
+            }
+            if now >= self.due.ask {
                 let failed = self.network.ask_for_unresolved(&self.plane);
                 self.warnings.are("ask", failed);
-                due.ask = now + ASK_INTERVAL;
+                self.due.ask = now + ASK_INTERVAL;
             }
-            if now >= due.network {
+            if now >= self.due.network {
                 self.look(std::mem::take(&mut heard));
+                self.follow_file();
                 looked = Instant::now();
-                due.network = looked + NETWORK_INTERVAL;
+                self.due.network = looked + NETWORK_INTERVAL;
             }
-            let reported = due.report.is_some_and(|due| now >= due);
-            if reported || now >= due.sweep {
+            let reported = now >= self.due.report;
+            if reported || now >= self.due.sweep {
                 let failed = self.sweep(reported.then_some(&mut report), now).err();
                 self.warnings.are("sweep", failed.map(|error| format!("{error:#}")));
-                due.sweep = now + sweeps;
+                self.due.sweep_after(&self.config, now);
                 if reported {
-                    due.report = self.config.stats_interval.map(|interval| now + interval);
+                    self.due.report_after(&self.config, now);
                 }
             }
         }
     }
 
-    /// The first look at the network since the program is attached: what an instance before left may have changed since it
-    /// died.
-    pub fn begin(&mut self) {
-        if let Err(error) = self.sweep(None, Instant::now()) {
-            self.warnings.are("sweep", [format!("{error:#}")]);
-        }
-        self.look(Changes::ALL);
+    fn tend_pool(&mut self, now: Instant) {
+        self.pool.tick(now, &mut self.plane);
+        let failed = self.plane.respread().err();
+        let failed = failed.map(|error| format!("could not make a service's ring anew: {error:#}"));
+        self.warnings.are("rings", failed);
+        self.due.pool = now + pool::TICK;
     }
 
     /// One look at the network and at this host, and everything brought in step with it. What fails does not keep the rest.
-    fn look(&mut self, heard: Changes) {
+    pub fn look(&mut self, heard: Changes) {
         let failed = self.follow(heard).err();
         if failed.is_none() && std::mem::take(&mut self.inherits) {
             // Everything that this instance needs of the host is set now: what only the one before needed can go.
@@ -127,6 +177,9 @@ impl Running<'_> {
     }
 
     fn follow(&mut self, heard: Changes) -> Result<()> {
+        if heard.routes || heard.links {
+            self.network.forget_routes();
+        }
         let view = self.network.look(&self.plane)?;
         self.ledger.follow_names(view.links.values())?;
         let troubles = self.interfaces.follow(&mut self.plane, &view);
@@ -140,7 +193,7 @@ impl Running<'_> {
             heard.links,
         )?;
         if slower {
-            let findings = preflight::check_firewall(self.network.netlink(), self.config)?;
+            let findings = preflight::check_firewall(self.network.netlink(), &self.config)?;
             let troubles = findings.iter().filter(|finding| finding.level > Level::Ok);
             self.warnings.are("firewall", troubles.map(ToString::to_string));
         }
@@ -161,17 +214,15 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn sweep(&mut self, report: Option<&mut Report>, now: Instant) -> Result<()> {
+    pub fn sweep(&mut self, report: Option<&mut Report>, now: Instant) -> Result<()> {
+        self.plane.settle()?;
         let census = self.plane.sweep()?;
         self.network.swept(&mut self.plane, &census.nexthops)?;
         for backend in self.plane.collect()? {
-            crate::note!("backend {}, which was removed, has no connections any more", backend.address);
+            tracing::info!("backend {}, which was removed, has no connections any more", backend.address);
         }
         if census.corrected > 0 {
-            crate::note!(
-                "warning: the loads of least connections were off by {}: corrected",
-                census.corrected
-            );
+            tracing::warn!("the loads of least connections were off by {}: corrected", census.corrected);
         }
         let troubles = self.watch.table(&self.plane, &census, self.config.max_connections, now)?;
         self.warnings.are("table", troubles);
@@ -180,7 +231,7 @@ impl Running<'_> {
 }
 
 /// The last figures printed, for the rates of the next.
-struct Report {
+pub struct Report {
     last: Option<Snapshot>,
     at: Instant,
 }

@@ -1,5 +1,7 @@
 //! The start of an instance: on nothing, or on what one that died left running.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 
 use super::deliveries::Deliveries;
@@ -16,6 +18,18 @@ use crate::net::{Link, Netlink};
 /// The kernel looks up routes in a program only on behalf of an interface that forwards. The loopback interface's own
 /// switch is enough, and forwards nothing by itself.
 const LOOKUP_SYSCTL: &str = "net.ipv4.conf.lo.forwarding";
+
+/// How long the next hops of backends may take to answer ARP before their packets are left to the kernel.
+const RESOLVE_WAIT: Duration = Duration::from_secs(1);
+
+/// Why programs are loaded over tables that are there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// An instance that died left them.
+    Start,
+    /// This instance changes what only new programs can do.
+    Change,
+}
 
 /// All that can fail is done; what was left is still as it was.
 pub struct Prepared {
@@ -47,13 +61,13 @@ pub fn find_left(pins: &PinDir, ledger: &Ledger) -> Result<Option<Left>> {
             pins.path().display()
         );
         if ledger.is_new() {
-            crate::note!(
-                "warning: the instance before left no record of what it changed on this host: addresses and sysctls that it \
+            tracing::warn!(
+                "the instance before left no record of what it changed on this host: addresses and sysctls that it \
                  set stay, unless they are put back by hand"
             );
         }
     } else if pins.detach()? > 0 {
-        crate::note!("a start that was killed had left some pins, which nothing uses: they are removed");
+        tracing::info!("a start that was killed had left some pins, which nothing uses: they are removed");
     }
     Ok(left)
 }
@@ -64,13 +78,16 @@ pub fn prepare(
     netlink: Netlink,
     mut needed: Vec<Wanted>,
     left: Option<Left>,
+    occasion: Occasion,
     ledger: &mut Ledger,
 ) -> Result<Prepared> {
     let main = needed.first().context("no interface is named")?.link.clone();
-    let mut interfaces = Interfaces::new(&main.name, config);
+    let named = needed.iter().take(config.interfaces.len()).map(|wanted| wanted.link.name.clone()).collect();
+    let mut interfaces = Interfaces::new(named, config);
+    let timeouts = config.longest_timeouts();
     let request = Request {
         max_connections: config.max_connections,
-        timeouts: &config.timeouts,
+        timeouts: &timeouts,
         services: &config.services,
         profile: interfaces.first_profile(&main),
         key: None,
@@ -85,19 +102,21 @@ pub fn prepare(
         }
         Some(left) => {
             let (plane, how, steps) = Plane::take_over(left, &request)?;
-            tell(&how, &steps);
+            if occasion == Occasion::Start {
+                tell(&how, &steps);
+            }
             plane
         }
     };
     deliveries.foresee(&mut plane, network.netlink(), needed.iter().map(|wanted| &wanted.link))?;
     // What keeps it from this, the first look at the network tells.
     let _ = allow_lookups(ledger);
-    network.resolve(&mut plane)?;
+    network.resolve(&mut plane, RESOLVE_WAIT)?;
     // A removed backend's connections go on, and its replies arrive where they did.
     let (view, live) = (network.look(&plane)?, plane.live_backends());
     for backend in plane.backends().iter().filter(|backend| live.contains(&backend.index)) {
         if let Some(link) = view.facing(*backend) {
-            interfaces::face(&mut needed, link, backend.address.to_string());
+            interfaces::face(&mut needed, link, backend.address);
         }
     }
     interfaces.attach_all(&mut plane, needed)?;
@@ -110,14 +129,12 @@ impl Prepared {
         let Prepared { mut plane, network, interfaces, deliveries, main } = self;
         let (unused, lost) = plane.commit(pins)?;
         for ifindex in unused {
-            crate::note!("detached from interface {ifindex}, which is not used any more");
+            tracing::info!("detached from interface {ifindex}, which is not used any more");
         }
         // Of what was removed, that which has no connections.
         plane.collect()?;
         if lost > 0 {
-            crate::note!(
-                "warning: {lost} confirmed connections found no place in the smaller table and are lost"
-            );
+            tracing::warn!("{lost} confirmed connections found no place in the smaller table and are lost");
         }
         let watch = Watch::new(&plane)?;
         let vips = AssignedVips::assign(config, &main, ledger)?;
@@ -128,19 +145,19 @@ impl Prepared {
 
 /// Says what becomes of what was left, before it is done.
 fn tell(how: &TakeOver, steps: &[Step]) {
-    const FOUND: &str = "an instance that died had left its programs running";
+    const FOUND: &str = "an instance before left its programs running";
     match how {
-        TakeOver::Adopted => crate::note!("{FOUND}: they and their connections are taken over"),
-        TakeOver::Converted(tables) => crate::note!(
+        TakeOver::Adopted => tracing::info!("{FOUND}: they and their connections are taken over"),
+        TakeOver::Converted(tables) => tracing::info!(
             "{FOUND}: they and their connections are taken over; made anew and filled from the old ones: {}",
             tables.join(", ")
         ),
-        TakeOver::Lost { abi, confirmed } => crate::note!(
-            "warning: {FOUND}, with tables of version {abi}, which this program does not know: {confirmed} confirmed \
+        TakeOver::Lost { abi, confirmed } => tracing::warn!(
+            "{FOUND}, with tables of version {abi}, which this program does not know: {confirmed} confirmed \
              connections are lost"
         ),
     }
-    steps.iter().for_each(|step| crate::note!("{step}"));
+    steps.iter().for_each(|step| tracing::info!("{step}"));
 }
 
 /// Lets the program look up routes. To be called every second: another's write to `net.ipv4.ip_forward`, or the end of

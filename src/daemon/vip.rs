@@ -35,7 +35,7 @@ impl AssignedVips {
             if vips.add(vip, ledger)? {
                 vips.added.push(vip);
             } else {
-                crate::note!("the VIP {vip} is on {} already and stays there", vips.link.name);
+                tracing::info!("the VIP {vip} is on {} already and stays there", vips.link.name);
             }
         }
         vips.announce_again = true;
@@ -61,6 +61,49 @@ impl AssignedVips {
         added.map(|_| ours)
     }
 
+    /// Puts the VIPs of another configuration on the interface, those that are not there yet. Those that only the one before
+    /// had stay until [`AssignedVips::retain`]. Where it fails, none is added.
+    pub fn extend(&mut self, config: &Config, ledger: &mut Ledger) -> Result<()> {
+        let known: BTreeSet<Ipv4Addr> = self.added.iter().copied().collect();
+        let wanted = if config.assign_vip { vips_of(config) } else { BTreeSet::new() };
+        for vip in wanted.difference(&known) {
+            match self.add(*vip, ledger) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.added.push(*vip);
+                    self.announce_one(*vip);
+                    self.announce_again = true;
+                }
+                Err(error) => {
+                    self.keep(&known, ledger);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes those away that another interface than `now` has: clients' packets arrive there no more.
+    pub fn leave(&self, now: &AssignedVips, ledger: &mut Ledger) {
+        if self.link.index != now.link.index {
+            let of_ledger = ledger.vips().into_iter().filter(|vip| vip.interface == self.link.name).collect();
+            remove(of_ledger, ledger);
+        }
+    }
+
+    /// Takes VIPs away that a configuration does not ask for.
+    pub fn retain(&mut self, config: &Config, ledger: &mut Ledger) {
+        let wanted = if config.assign_vip { vips_of(config) } else { BTreeSet::new() };
+        self.keep(&wanted, ledger);
+    }
+
+    fn keep(&mut self, wanted: &BTreeSet<Ipv4Addr>, ledger: &mut Ledger) {
+        let gone: Vec<Ipv4Addr> = self.added.iter().filter(|vip| !wanted.contains(vip)).copied().collect();
+        let of_ledger = ledger.vips().into_iter().filter(|vip| gone.contains(&vip.address)).collect();
+        remove(of_ledger, ledger);
+        self.added.retain(|vip| wanted.contains(vip));
+    }
+
     fn announce(&self, config: &Config) {
         for vip in vips_of(config) {
             self.announce_one(vip);
@@ -70,7 +113,7 @@ impl AssignedVips {
     fn announce_one(&self, vip: Ipv4Addr) {
         let Some(mac) = self.link.mac else { return };
         if let Err(error) = announce(&self.link.name, mac, vip) {
-            crate::note!("warning: could not announce {vip} on {}: {error:#}", self.link.name);
+            tracing::warn!("could not announce {vip} on {}: {error:#}", self.link.name);
         }
     }
 
@@ -99,7 +142,7 @@ pub fn remove(vips: Vec<Vip>, ledger: &mut Ledger) {
     for Vip { interface, address, .. } in vips {
         let removed = remove_one(&interface, address).and_then(|()| ledger.drop_vip(&interface, address));
         if let Err(error) = removed {
-            crate::note!("could not remove the VIP {address} from {interface}: {error:#}");
+            tracing::info!("could not remove the VIP {address} from {interface}: {error:#}");
         }
     }
 }

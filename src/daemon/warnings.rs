@@ -10,7 +10,7 @@ impl Warnings {
     /// All that is wrong with a topic now. What was wrong before is not said again; what comes back later is.
     pub fn are(&mut self, topic: &'static str, now: impl IntoIterator<Item = String>) {
         for text in self.news(topic, now) {
-            crate::note!("warning: {text}");
+            tracing::warn!("{text}");
         }
     }
 

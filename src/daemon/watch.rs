@@ -1,6 +1,6 @@
 //! What goes wrong while it runs, named with its fix.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ const SILENT_FOR: Duration = Duration::from_secs(3);
 /// Packets left to the kernel within [`SLOW_PATH_WINDOW`] that are worth a word.
 const SLOW_PATH_PACKETS: u64 = 20;
 const SLOW_PATH_WINDOW: Duration = Duration::from_secs(10);
+/// So many backends are looked at in one go.
+const AT_ONCE: usize = 1024;
 /// Of the connections promised.
 const FULL: f64 = 0.9;
 
@@ -27,6 +29,10 @@ pub struct Watch {
     slow: HashMap<u32, u64>,
     slow_since: Instant,
     slow_now: Vec<String>,
+    /// The first backend of those to be looked at next.
+    next: usize,
+    /// What is wrong with those that do not answer.
+    silent: HashMap<BackendId, String>,
 }
 
 /// A backend since its last reply.
@@ -45,13 +51,25 @@ impl Watch {
         for reason in Reason::ALL {
             slow.insert(reason.code(), plane.tables().reason_counter(reason.code())?.packets);
         }
-        Ok(Watch { backends: HashMap::new(), slow, slow_since: Instant::now(), slow_now: Vec::new() })
+        Ok(Watch {
+            backends: HashMap::new(),
+            slow,
+            slow_since: Instant::now(),
+            slow_now: Vec::new(),
+            next: 0,
+            silent: HashMap::new(),
+        })
     }
 
     /// Names the backends that get connections and whose replies never come back through this host.
     pub fn backends(&mut self, plane: &Plane, view: &View, netlink: &mut Netlink) -> Result<Vec<String>> {
-        let (mut troubles, mut addresses) = (Vec::new(), None);
-        for backend in plane.backends() {
+        let mut addresses = None;
+        // Of thousands some at a time: each is a question to the kernel.
+        let all = plane.backends();
+        let from = if self.next < all.len() { self.next } else { 0 };
+        let some = &all[from..all.len().min(from + AT_ONCE)];
+        self.next = from + AT_ONCE;
+        for backend in some {
             let counters = plane.tables().backend_counters(backend.index)?;
             let (connections, replies) = (counters.connections, counters.to_client.packets);
             let first = || Silence { replies, connections, since: None };
@@ -62,10 +80,14 @@ impl Watch {
                     none => none.insert(netlink.addresses()?),
                 };
                 let own = own_address(*backend, view, addresses);
-                troubles.push(no_replies(*backend, protocol_of(plane, *backend), own));
+                self.silent.insert(*backend, no_replies(*backend, protocol_of(plane, *backend), own));
+            } else {
+                self.silent.remove(backend);
             }
         }
-        Ok(troubles)
+        let there: HashSet<BackendId> = all.iter().copied().collect();
+        self.silent.retain(|backend, _| there.contains(backend));
+        Ok(self.silent.values().cloned().collect())
     }
 
     /// Names a table that is nearly full, and packets that only the kernel could deliver. Call it after a sweep.

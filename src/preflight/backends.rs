@@ -128,15 +128,13 @@ fn protocol_name(number: u8) -> String {
 
 /// A backend in a subnet of the clients' interface answers clients there directly, under its own address.
 fn shared_subnets(scene: &Scene) -> Vec<Finding> {
-    let Some(main) = &scene.main else { return Vec::new() };
     let mut findings = Vec::new();
-    for own in
-        scene.addresses.iter().filter(|address| address.ifindex == main.index && address.prefix_len < 32)
-    {
+    let is_named = |ifindex: u32| scene.named.iter().any(|named| named.index == ifindex);
+    for own in scene.addresses.iter().filter(|address| is_named(address.ifindex) && address.prefix_len < 32) {
         let bits = network(own.address, own.prefix_len);
         let inside = |backend: &&Ipv4Addr| network(**backend, own.prefix_len) == bits;
         let on_link =
-            |backend: &&Ipv4Addr| scene.link_to(**backend).is_some_and(|link| link.index == main.index);
+            |backend: &&Ipv4Addr| scene.link_to(**backend).is_some_and(|link| link.index == own.ifindex);
         let Some(backend) = scene.routes.keys().filter(on_link).find(inside) else { continue };
         let subnet = format!("{}/{}", Ipv4Addr::from(bits), own.prefix_len);
         let message = format!(

@@ -23,10 +23,8 @@ const DRIVER_MTU: [(&str, u32); 7] = [
 const SKB_ONLY: [&str; 7] = ["bridge", "dummy", "ifb", "macvlan", "macvtap", "vlan", "vxlan"];
 
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if scene.main.is_none() {
-        findings.push(no_such_interface(scene, config.main_interface()));
-    }
+    let missing = scene.missing.iter().map(|name| no_such_interface(scene, name));
+    let mut findings: Vec<Finding> = missing.collect();
     for link in scene.in_use() {
         let unusable = unusable(link);
         if unusable.is_none() {

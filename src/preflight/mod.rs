@@ -102,7 +102,23 @@ pub fn check(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
         backends::check(&scene, config),
         vips::check(&scene, config),
         scene.delivery(),
-        sysctls::check(&scene, config),
+        sysctls::check(&scene),
+        firewall::check(&scene, config),
+    ];
+    Ok(checks.into_iter().flatten().collect())
+}
+
+/// What is wrong with a configuration that is to take the place of one that runs: only what it brings with it.
+///
+/// # Errors
+/// When the kernel does not answer by netlink.
+pub fn check_change(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
+    let scene = Scene::look(netlink, config)?;
+    let checks = [
+        interfaces::check(&scene, config),
+        programs::check(&scene, config),
+        backends::check(&scene, config),
+        vips::check(&scene, config),
         firewall::check(&scene, config),
     ];
     Ok(checks.into_iter().flatten().collect())

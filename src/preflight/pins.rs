@@ -21,7 +21,7 @@ fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
     match state {
         PinDirState::Free => Finding::ok(NAME, &format!("{shown} is free")),
         PinDirState::Leftovers => {
-            Finding::ok(NAME, &format!("{shown} was left by an instance that died: it is taken over"))
+            Finding::ok(NAME, &format!("{shown} was left by an instance before: it is taken over"))
         }
         PinDirState::ToBeMounted if can_mount => {
             Finding::ok(NAME, &format!("{parent} has no bpffs: one is mounted there while it runs"))

@@ -56,7 +56,9 @@ impl Occupant<'_> {
     fn judge(&self, pin_dir: &Path) -> Finding {
         let (interface, id) = (self.interface, self.xdp.program);
         let ours = self.name.as_deref() == Some(PROGRAM);
-        if ours && self.pins.iter().any(|pin| pin.parent() == Some(pin_dir)) {
+        // Its name is told to few, its pins to whoever may read them.
+        let may_be_ours = ours || self.name.is_none();
+        if may_be_ours && self.pins.iter().any(|pin| pin.parent() == Some(pin_dir)) {
             // Whether it still runs, the lock says.
             let message = format!("{interface} has the program of the instance with these pins");
             return Finding::ok(NAME, &message);

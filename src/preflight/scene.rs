@@ -12,8 +12,10 @@ use crate::net::{Address, Link, Netlink, Route, RouteKind};
 pub(super) struct Scene {
     pub(super) links: BTreeMap<u32, Link>,
     pub(super) addresses: Vec<Address>,
-    /// The interface that was named, if it exists.
-    pub(super) main: Option<Link>,
+    /// The interfaces that were named, those that exist.
+    pub(super) named: Vec<Link>,
+    /// The names of those that do not.
+    pub(super) missing: Vec<String>,
     /// By address of a backend.
     pub(super) routes: BTreeMap<Ipv4Addr, Option<Route>>,
     /// Of the interfaces in use.
@@ -43,7 +45,8 @@ impl Scene {
         let mut scene = Scene {
             links,
             addresses: netlink.addresses()?,
-            main: netlink.link(config.main_interface())?,
+            named: Vec::new(),
+            missing: Vec::new(),
             routes,
             egress: BTreeMap::new(),
             far_ends: BTreeMap::new(),
@@ -53,6 +56,12 @@ impl Scene {
                 Deliver::Auto => (config.xdp_mode == XdpMode::Skb).then_some(Always::SkbMode),
             },
         };
+        for name in &config.interfaces {
+            match netlink.link(name)? {
+                Some(link) => scene.named.push(link),
+                None => scene.missing.push(name.clone()),
+            }
+        }
         for link in scene.in_use().into_iter().cloned().collect::<Vec<_>>() {
             scene.egress.insert(link.index, egress(netlink, &link, true)?);
             if let Some(peer) = link.peer {
@@ -62,15 +71,21 @@ impl Scene {
         Ok(scene)
     }
 
-    /// The named interface, and those that face backends; each once.
+    /// The named interfaces, and those that face backends; each once.
     pub(super) fn in_use(&self) -> Vec<&Link> {
-        let mut used: Vec<&Link> = self.main.iter().collect();
-        for link in self.routes.keys().filter_map(|backend| self.link_to(*backend)) {
+        let mut used: Vec<&Link> = Vec::new();
+        let facing = self.routes.keys().filter_map(|backend| self.link_to(*backend));
+        for link in self.named.iter().chain(facing) {
             if !used.iter().any(|known| known.index == link.index) {
                 used.push(link);
             }
         }
         used
+    }
+
+    /// Whether an interface is one of those that were named, be it by another of its names.
+    pub(super) fn is_named(&self, link: &Link) -> bool {
+        self.named.iter().any(|named| named.index == link.index)
     }
 
     /// The interface by which a backend is reached.

@@ -1,7 +1,6 @@
 use std::fs::OpenOptions;
 
 use super::{Finding, Scene};
-use crate::config::Config;
 use crate::net::{read_sysctl, sysctl_path};
 
 const NAME: &str = "sysctl";
@@ -68,25 +67,24 @@ impl SysctlNeed {
     }
 }
 
-pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
+pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     let mut all = vec![SysctlNeed {
         name: LOOKUPS.to_owned(),
         value: "1",
         why: "the program looks up the way to clients",
     }];
-    all.extend(needs(&stack_interfaces(scene, config)));
+    all.extend(needs(&stack_interfaces(scene)));
     all.iter().filter_map(judge).collect()
 }
 
 /// Which interfaces hand packets over to the kernel, as far as can be told beforehand.
-fn stack_interfaces(scene: &Scene, config: &Config) -> Vec<StackInterface> {
-    let Some(main) = &scene.main else { return Vec::new() };
+fn stack_interfaces(scene: &Scene) -> Vec<StackInterface> {
     let in_use = scene.in_use();
     let to_backends = in_use.iter().any(|link| scene.faces_backends(link) && scene.leaves_by_stack(link));
-    let to_clients = scene.leaves_by_stack(main);
+    let to_clients = scene.named.iter().any(|link| scene.leaves_by_stack(link));
     let of = |link: &&crate::net::Link| {
         let faces_backends = scene.faces_backends(link);
-        let faces_clients = link.name == config.main_interface() || link.index == main.index;
+        let faces_clients = scene.is_named(link);
         StackInterface {
             name: link.name.clone(),
             to_backends: faces_clients && to_backends,

@@ -134,7 +134,7 @@ fn string(value: &Value) -> String {
 /// What the program's route look-ups need, and nothing else of the host's routing.
 pub const LOOKUPS: &str = "net/ipv4/conf/lo/forwarding";
 /// What a start says that takes over.
-pub const FOUND: &str = "an instance that died had left its programs running";
+pub const FOUND: &str = "an instance before left its programs running";
 
 /// Kills an instance and starts another one over what it left.
 pub fn restart<'a>(lab: &'a Lab, mut lb: Balancer<'a>, args: &str) -> Result<Balancer<'a>> {

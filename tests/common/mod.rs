@@ -9,6 +9,7 @@ pub mod echo;
 pub mod far_end;
 pub mod files;
 pub mod generator;
+pub mod live;
 pub mod netns;
 pub mod networks;
 pub mod newcomers;

@@ -234,6 +234,11 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.child.id().try_into()?), signal).with_context(|| format!("sending {signal}"))

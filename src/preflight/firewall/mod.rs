@@ -112,8 +112,8 @@ fn accepting(table: &Table, chain: &Chain, flow: &Flow) -> String {
 /// Both directions of each service and backend.
 fn flows(scene: &Scene, config: &Config) -> Vec<Flow> {
     let mut flows = Vec::new();
-    let clients_by = || config.main_interface().to_owned();
-    for service in &config.services {
+    let ways = |service| config.interfaces.iter().map(move |interface| (service, interface));
+    for (service, clients_by) in config.services.iter().flat_map(ways) {
         for backend in &service.backends {
             let Some(link) = scene.link_to(*backend.address.ip()) else { continue };
             let backends_by = &link.name;
@@ -123,7 +123,7 @@ fn flows(scene: &Scene, config: &Config) -> Vec<Flow> {
                 source_port: None,
                 destination: Some((*backend.address.ip()).into()),
                 destination_port: Some(backend.address.port()),
-                arrives_by: clients_by(),
+                arrives_by: clients_by.clone(),
                 leaves_by: backends_by.clone(),
             });
             flows.push(Flow {
@@ -133,7 +133,7 @@ fn flows(scene: &Scene, config: &Config) -> Vec<Flow> {
                 destination: None,
                 destination_port: None,
                 arrives_by: backends_by.clone(),
-                leaves_by: clients_by(),
+                leaves_by: clients_by.clone(),
             });
         }
     }

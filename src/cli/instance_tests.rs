@@ -1,0 +1,160 @@
+use std::path::PathBuf;
+
+use super::super::parse;
+use super::*;
+use crate::model::{Backend, Health, Protocol, Scheduler, Weight};
+
+fn words(line: &str) -> Vec<OsString> {
+    ["xdp-lb"].into_iter().chain(line.split_whitespace()).map(OsString::from).collect()
+}
+
+fn usual() -> Instance {
+    Instance {
+        pin_dir: PathBuf::from("/sys/fs/bpf/xdp_lb"),
+        socket: PathBuf::from("/run/xdp-lb/xdp_lb.sock"),
+        json: false,
+    }
+}
+
+fn asked(line: &str) -> Ask {
+    match parse(words(line)) {
+        Ok(Command::Change { ask, wait: false, instance }) if instance == usual() => ask,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn shown(line: &str) -> Show {
+    match parse(words(line)) {
+        Ok(Command::Show(show, instance)) if instance == usual() => show,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn address() -> SocketAddrV4 {
+    "10.0.0.10:8080".parse().unwrap()
+}
+
+#[test]
+fn what_is_shown() {
+    let filter = Filter { limit: Some(1000), ..Filter::default() };
+    for (line, show) in [
+        ("status", Show::Status),
+        ("stats", Show::Stats { interval: Duration::from_secs(2), count: None }),
+        (
+            "stats --interval 500ms --count 3",
+            Show::Stats { interval: Duration::from_millis(500), count: Some(3) },
+        ),
+        ("service list", Show::Services),
+        ("backend list", Show::Backends(None)),
+        ("backend list 10.1.1.1:80/udp", Show::Backends(Some("10.1.1.1:80/udp".into()))),
+        ("connections", Show::Connections(filter.clone())),
+        ("connections --limit 7", Show::Connections(Filter { limit: Some(7), ..filter })),
+        ("config show", Show::Config),
+    ] {
+        assert_eq!(shown(line), show, "{line}");
+    }
+    let filter = Filter {
+        service: Some("web".into()),
+        backend: Some(address()),
+        client: Some("198.51.100.7".parse().unwrap()),
+        state: Some("closing".into()),
+        limit: Some(1000),
+    };
+    let line = "connections --service web --backend 10.0.0.10:8080 --client 198.51.100.7 --state closing";
+    assert_eq!(shown(line), Show::Connections(filter));
+}
+
+#[test]
+fn what_is_asked() {
+    let drain = |now, deadline| BackendChange::State { state: AdminState::Drain, now, deadline };
+    let plain = |state| BackendChange::State { state, now: false, deadline: None };
+    for (line, change) in [
+        ("add web 10.0.0.10:8080", BackendChange::Add(Weight::MIN, AdminState::Enabled)),
+        ("add web 10.0.0.10:8080:100 --state drain", BackendChange::Add(Weight::MAX, AdminState::Drain)),
+        ("remove web 10.0.0.10:8080", BackendChange::Remove { now: false }),
+        ("remove web 10.0.0.10:8080 --now", BackendChange::Remove { now: true }),
+        ("drain web 10.0.0.10:8080", drain(false, None)),
+        ("drain --now web 10.0.0.10:8080", drain(true, None)),
+        ("drain web 10.0.0.10:8080 --deadline 60s", drain(false, Some(Duration::from_secs(60)))),
+        ("enable web 10.0.0.10:8080", plain(AdminState::Enabled)),
+        ("disable web 10.0.0.10:8080", plain(AdminState::Disabled)),
+        ("weight web 10.0.0.10:8080 100", BackendChange::Weight(Weight::MAX)),
+    ] {
+        let of = |persist| Ask::ChangeBackend { service: "web".into(), address: address(), change, persist };
+        assert_eq!(asked(&format!("backend {line}")), of(false), "{line}");
+        assert_eq!(asked(&format!("backend {line} --persist")), of(true), "{line}");
+    }
+    assert_eq!(asked("reload"), Ask::Reload(Reload::default()));
+    assert_eq!(asked("reload --dry-run --now"), Ask::Reload(Reload { dry_run: true, now: true }));
+    assert_eq!(asked("stop"), Ask::Stop);
+    let remove = |persist| Ask::RemoveService { service: "web".into(), persist };
+    assert_eq!(asked("service remove web"), remove(false));
+    assert_eq!(asked("service remove --persist web"), remove(true));
+    for line in ["connections kill --backend 10.0.0.10:8080", "connections --backend 10.0.0.10:8080 kill"] {
+        assert_eq!(
+            asked(line),
+            Ask::Kill(Filter { backend: Some(address()), ..Filter::default() }),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn services_are_added_as_running_makes_them() {
+    let line = "service add dns --vip 10.1.1.1:53/any --backend 10.0.0.10:8080:3 --scheduler mh --sticky 10m --persist";
+    let Ask::AddServices { services, persist: true } = asked(line) else { panic!("{line}") };
+    assert_eq!(services.iter().map(|s| s.protocol).collect::<Vec<_>>(), [Protocol::Tcp, Protocol::Udp]);
+    for service in services {
+        assert_eq!((service.name.as_str(), service.scheduler), ("dns", Scheduler::Maglev));
+        assert_eq!(service.backends, [Backend::new(address(), Weight::new(3).unwrap())]);
+        assert_eq!(service.health, Health::usual(&[Protocol::Tcp, Protocol::Udp]));
+        assert_eq!(service.sticky, Some(Duration::from_secs(600)));
+    }
+    let Ask::AddServices { services, persist: false } = asked("service add web --vip 10.1.1.1:80") else {
+        panic!("without backends")
+    };
+    assert!(services[0].backends.is_empty());
+}
+
+#[test]
+fn what_is_waited_for() {
+    for line in ["drain web 10.0.0.10:8080", "remove web 10.0.0.10:8080 --now"] {
+        let command = parse(words(&format!("backend {line} --wait")));
+        assert!(matches!(command, Ok(Command::Change { wait: true, .. })), "{line}: {command:?}");
+    }
+}
+
+#[test]
+fn which_instance_is_said_before_or_after_the_verb() {
+    let of = |socket: &str, pin_dir: &str, json| Instance {
+        pin_dir: PathBuf::from(pin_dir),
+        socket: PathBuf::from(socket),
+        json,
+    };
+    let (usual, other) = ("/sys/fs/bpf/xdp_lb", "/sys/fs/bpf/other");
+    for (line, instance) in [
+        ("service list --json", of("/run/xdp-lb/xdp_lb.sock", usual, true)),
+        ("service --json list", of("/run/xdp-lb/xdp_lb.sock", usual, true)),
+        ("service list --pin-dir /sys/fs/bpf/other", of("/run/xdp-lb/other.sock", other, false)),
+        ("service --pin-dir /sys/fs/bpf/other list", of("/run/xdp-lb/other.sock", other, false)),
+        ("--pin-dir /sys/fs/bpf/other service list", of("/run/xdp-lb/other.sock", other, false)),
+        ("--pin-dir=/sys/fs/bpf/other --socket /x service list", of("/x", other, false)),
+        ("service --socket /x list --pin-dir=/sys/fs/bpf/other", of("/x", other, false)),
+    ] {
+        assert_eq!(parse(words(line)), Ok(Command::Show(Show::Services, instance)), "{line}");
+    }
+    // These are running's own.
+    let run = parse(words("--pin-dir /sys/fs/bpf/other eth0 --vip 10.1.1.1:80 --backend 10.0.0.1:80"));
+    assert!(matches!(run, Ok(Command::Run { .. })), "{run:?}");
+}
+
+#[test]
+fn pages_shells_and_files() {
+    assert_eq!(parse(words("completions zsh")), Ok(Command::Completions(Shell::Zsh)));
+    let page =
+        |verb: &[&str]| Command::Manual { verb: verb.iter().map(|w| (*w).to_owned()).collect(), dir: None };
+    assert_eq!(parse(words("man")), Ok(page(&[])));
+    assert_eq!(parse(words("man backend drain")), Ok(page(&["backend", "drain"])));
+    let all = Command::Manual { verb: Vec::new(), dir: Some("man1".into()) };
+    assert_eq!(parse(words("man --dir man1")), Ok(all));
+}

@@ -1,0 +1,285 @@
+//! The commands as clap reads them; see `args`.
+
+use std::ffi::OsString;
+
+use clap::{Args, Subcommand};
+
+use super::args::ServiceArgs;
+
+/// The other verbs.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Balance what a file says
+    Run {
+        /// The file, in TOML
+        #[arg(long, value_name = "FILE")]
+        config: Option<OsString>,
+        /// Only print what would keep it from working here, and the fixes
+        #[arg(long)]
+        check_only: bool,
+    },
+    /// Tell whether a configuration file is right, without root
+    Check {
+        /// The file, in TOML
+        #[arg(value_name = "FILE", required = true)]
+        file: Option<OsString>,
+    },
+    /// Show backends, connections and counters of a running instance
+    Status {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// The same again and again, with rates
+    Stats {
+        /// How often [default: 2s]
+        #[arg(long, value_name = "DURATION")]
+        interval: Option<OsString>,
+        /// How many times [default: until it is stopped]
+        #[arg(long, value_name = "N")]
+        count: Option<OsString>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List, add and remove services
+    Service {
+        #[command(subcommand)]
+        verb: ServiceVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List, add, remove, drain, enable, disable and weigh backends of a service
+    Backend {
+        #[command(subcommand)]
+        verb: BackendVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List live connections, or end them
+    Connections {
+        #[command(subcommand)]
+        verb: Option<ConnectionsVerb>,
+        #[command(flatten)]
+        filter: FilterArgs,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show the configuration of a running instance
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Read the configuration file once more
+    Reload {
+        /// Only tell what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Reset the connections of removed backends at once
+        #[arg(long)]
+        now: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// End a running instance, as SIGTERM does
+    Stop {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// bash, elvish, fish, powershell or zsh
+        #[arg(value_name = "SHELL", required = true)]
+        shell: Option<OsString>,
+    },
+    /// Print a manual page, or write all of them
+    Man {
+        /// The command that it is about
+        #[arg(value_name = "COMMAND")]
+        verb: Vec<OsString>,
+        /// Where all pages are written to
+        #[arg(long, value_name = "DIR")]
+        dir: Option<OsString>,
+    },
+    /// Have the kernel verify the programs, without attaching them
+    Verify,
+    /// Let the far end of a veth (inside a container) receive frames that native XDP sends
+    VethPeer {
+        /// The end of the veth
+        #[arg(value_name = "IFACE", required = true)]
+        interface: Option<OsString>,
+        /// Detach it again
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Remove everything of an instance that died: programs, pins, addresses, settings
+    Detach {
+        /// An interface that the program is on
+        #[arg(value_name = "IFACE", required = true)]
+        interface: Option<OsString>,
+        /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
+        #[arg(long, value_name = "DIR")]
+        pin_dir: Option<OsString>,
+    },
+}
+
+/// Which instance, and how to print what it says.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// Where that instance listens [default: /run/xdp-lb/ and the last part of DIR]
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(super) socket: Option<OsString>,
+    /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(super) pin_dir: Option<OsString>,
+    /// As JSON
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+/// What there is to be done with services.
+#[derive(Debug, Subcommand)]
+pub(super) enum ServiceVerb {
+    /// Show services
+    List,
+    /// Add a service
+    Add {
+        /// What it is called
+        #[arg(value_name = "NAME", required = true)]
+        name: Option<OsString>,
+        #[command(flatten)]
+        service: Box<ServiceArgs>,
+        /// Change the configuration file too
+        #[arg(long)]
+        persist: bool,
+    },
+    /// Remove a service, and with it its connections
+    Remove {
+        /// Its name, or ADDR:PORT[/tcp|/udp]
+        #[arg(value_name = "SERVICE", required = true)]
+        service: Option<OsString>,
+        /// Change the configuration file too
+        #[arg(long)]
+        persist: bool,
+    },
+}
+
+/// What there is to be done with backends.
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendVerb {
+    /// Show backends
+    List {
+        /// Of this service only
+        #[arg(value_name = "SERVICE")]
+        service: Option<OsString>,
+    },
+    /// Add a backend to a service
+    Add {
+        /// Its name, or ADDR:PORT[/tcp|/udp]
+        #[arg(value_name = "SERVICE", required = true)]
+        service: Option<OsString>,
+        /// Address, port and weight
+        #[arg(value_name = "ADDR:PORT[:WEIGHT]", required = true)]
+        backend: Option<OsString>,
+        /// enabled, drain or disabled [default: enabled]
+        #[arg(long, value_name = "STATE")]
+        state: Option<OsString>,
+        /// Change the configuration file too
+        #[arg(long)]
+        persist: bool,
+    },
+    /// Remove a backend: no new connections, live ones go on
+    Remove {
+        #[command(flatten)]
+        which: WhichBackend,
+        /// Reset live connections at once
+        #[arg(long)]
+        now: bool,
+        /// Wait until it has no connections any more
+        #[arg(long)]
+        wait: bool,
+    },
+    /// No new connections, live ones go on
+    Drain {
+        #[command(flatten)]
+        which: WhichBackend,
+        /// Reset live connections after this time
+        #[arg(long, value_name = "DURATION")]
+        deadline: Option<OsString>,
+        /// Wait until it has no connections any more, or the deadline has passed
+        #[arg(long)]
+        wait: bool,
+        /// Reset live connections at once
+        #[arg(long)]
+        now: bool,
+    },
+    /// New connections again
+    Enable {
+        #[command(flatten)]
+        which: WhichBackend,
+    },
+    /// No new connections and no checks
+    Disable {
+        #[command(flatten)]
+        which: WhichBackend,
+        /// Reset live connections at once
+        #[arg(long)]
+        now: bool,
+    },
+    /// Change its share of new connections
+    Weight {
+        #[command(flatten)]
+        which: WhichBackend,
+        /// 1 to 100
+        #[arg(value_name = "N", required = true)]
+        weight: Option<OsString>,
+    },
+}
+
+/// A backend of a service.
+#[derive(Debug, Args)]
+pub(super) struct WhichBackend {
+    /// Its name, or ADDR:PORT[/tcp|/udp]
+    #[arg(value_name = "SERVICE", required = true)]
+    pub(super) service: Option<OsString>,
+    /// Address and port of the backend
+    #[arg(value_name = "ADDR:PORT", required = true)]
+    pub(super) backend: Option<OsString>,
+    /// Change the configuration file too
+    #[arg(long)]
+    pub(super) persist: bool,
+}
+
+/// What there is to be done with connections.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConnectionsVerb {
+    /// End them: each client's next segment is answered with a RST
+    Kill,
+}
+
+/// Which connections.
+#[derive(Debug, Args)]
+pub(super) struct FilterArgs {
+    /// Those of this service, by its name or ADDR:PORT[/tcp|/udp]
+    #[arg(long, value_name = "SERVICE", global = true)]
+    pub(super) service: Option<OsString>,
+    /// Those of this backend
+    #[arg(long, value_name = "ADDR:PORT", global = true)]
+    pub(super) backend: Option<OsString>,
+    /// Those of this client
+    #[arg(long, value_name = "ADDR", global = true)]
+    pub(super) client: Option<OsString>,
+    /// Those that are unconfirmed, established or closing
+    #[arg(long, value_name = "STATE", global = true)]
+    pub(super) state: Option<OsString>,
+    /// No more than so many [default: 1000 are listed, all are killed]
+    #[arg(long, value_name = "N", global = true)]
+    pub(super) limit: Option<OsString>,
+}
+
+/// What there is to be done with the configuration.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigVerb {
+    /// Print it as TOML
+    Show,
+}
