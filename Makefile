@@ -12,6 +12,14 @@ export PATH := $(if $(findstring :$(HOME)/.cargo/bin:,:$(PATH):),,$(HOME)/.cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/xdp-lb
 SOURCES := Cargo.toml $(wildcard Cargo.lock build.rs) $(shell find src include -type f 2>/dev/null)
 
+# Under PREFIX, beside the program, the man pages and the documentation.
+BASH_COMPLETION := share/bash-completion/completions/xdp-lb
+ZSH_COMPLETION := share/zsh/site-functions/_xdp-lb
+FISH_COMPLETION := share/fish/vendor_completions.d/xdp-lb.fish
+UNIT := lib/systemd/system/xdp-lb.service
+INSTALLED := $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION) $(UNIT)
+EXTRAS := $(or $(CARGO_TARGET_DIR),target)/install
+
 # Empty for root; empty too where there is no sudo, and then the command itself says that it needs root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
@@ -22,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all deps build demo test bench bench-table flood fuzz mutants verify status install uninstall clean fmt lint vmlinux help
+.PHONY: all deps build demo test test-all bench bench-table flood fuzz mutants verify status install uninstall clean fmt lint vmlinux help
 
 all: build ## build (the default)
 
@@ -49,6 +57,12 @@ else
 	fi
 endif
 
+# The first line again in release, where what is promised of a release build is measured.
+test-all: test ## make test, and what takes long: 200 changes under load, 2,000 backends checked, long floods, fuzz (half an hour)
+	$(CARGO) test --release --locked --test e2e_live --test e2e_scale --test health_load $(AS_ROOT) -- --nocapture --include-ignored
+	$(MAKE) flood
+	$(MAKE) fuzz N=10000000
+
 bench: deps ## measure what each packet costs, two minutes (ARGS='--quick' or parts of names)
 	$(CARGO) bench --locked --bench packets $(AS_ROOT) -- $(ARGS)
 
@@ -74,13 +88,26 @@ status: ## show the running load balancer
 $(BIN): $(SOURCES)
 	$(MAKE) build
 
-install: $(BIN) ## install to $(DESTDIR)$(PREFIX), PREFIX=/usr/local
-	install -d '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/share/doc/xdp-lb'
+# What the program knows of itself, and the unit with the path that it is installed to.
+install: $(BIN) ## install to $(DESTDIR)$(PREFIX), PREFIX=/usr/local: program, man pages, completions, unit, examples
+	rm -rf '$(EXTRAS)'
+	mkdir -p '$(EXTRAS)/man'
+	$(BIN) man --dir '$(EXTRAS)/man'
+	for shell in bash zsh fish; do $(BIN) completions $$shell >'$(EXTRAS)/'$$shell || exit 1; done
+	sed 's|/usr/local/|$(PREFIX)/|g' deploy/xdp-lb.service >'$(EXTRAS)/xdp-lb.service'
+	install -d $(foreach dir,sbin $(dir $(INSTALLED)) share/man/man1 share/doc/xdp-lb/examples,'$(DESTDIR)$(PREFIX)/$(dir)')
 	install -m 755 $(BIN) '$(DESTDIR)$(PREFIX)/sbin/xdp-lb'
+	install -m 644 '$(EXTRAS)'/man/*.1 '$(DESTDIR)$(PREFIX)/share/man/man1'
+	install -m 644 '$(EXTRAS)/bash' '$(DESTDIR)$(PREFIX)/$(BASH_COMPLETION)'
+	install -m 644 '$(EXTRAS)/zsh' '$(DESTDIR)$(PREFIX)/$(ZSH_COMPLETION)'
+	install -m 644 '$(EXTRAS)/fish' '$(DESTDIR)$(PREFIX)/$(FISH_COMPLETION)'
+	install -m 644 '$(EXTRAS)/xdp-lb.service' '$(DESTDIR)$(PREFIX)/$(UNIT)'
 	install -m 644 README.md CHANGELOG.md LICENSE LICENSE-MIT '$(DESTDIR)$(PREFIX)/share/doc/xdp-lb'
+	install -m 644 deploy/xdp-lb.toml '$(DESTDIR)$(PREFIX)/share/doc/xdp-lb/examples'
 
 uninstall: ## remove what install installed
-	rm -f '$(DESTDIR)$(PREFIX)/sbin/xdp-lb'
+	rm -f $(foreach file,sbin/xdp-lb $(INSTALLED),'$(DESTDIR)$(PREFIX)/$(file)')
+	rm -f '$(DESTDIR)$(PREFIX)'/share/man/man1/xdp-lb.1 '$(DESTDIR)$(PREFIX)'/share/man/man1/xdp-lb-*.1
 	rm -rf '$(DESTDIR)$(PREFIX)/share/doc/xdp-lb'
 
 clean: ## remove everything that was built

@@ -16,12 +16,14 @@ readonly BIG_MIB=64
 readonly BIG_TIMES=8
 readonly SERVERS=3
 readonly SHARE=([1]=50 [2]=30 [3]=20) # of 100 requests, by web server
+readonly ADDRESS=([1]=10.0.0.10 [2]=10.0.0.11 [3]=10.0.0.12)
 readonly PIN_DIR=/sys/fs/bpf/xdp_lb   # the program's default
 readonly DIR=/run/xdp-lb-demo         # in the /run of our own
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 pids=()    # every process started in the background
 xdp_lb_pid= # the one of them that is the load balancer
+web_pid=()  # those of them that are web servers, by their numbers
 
 heading() { printf '\n== %s\n\n' "$*"; }
 indent() { sed 's/^/    /'; }
@@ -174,7 +176,7 @@ has_address() { # NAMESPACE INTERFACE ADDRESS
 
 # One process each, no daemon, and every path in our own directory.
 start_web_server() { # NAME
-	mkdir "$DIR/$1"
+	mkdir -p "$DIR/$1"
 	truncate -s "${BIG_MIB}M" "$DIR/$1/big"
 	cat >"$DIR/$1.conf" <<EOT
 daemon off;
@@ -198,6 +200,7 @@ http {
 }
 EOT
 	start "$1" "$DIR/$1.out" nginx -e "$DIR/$1.log" -c "$DIR/$1.conf"
+	web_pid[${1#web}]=$started
 }
 
 # Asked directly, past the load balancer, which is not there yet; this also makes the hosts know each other.
@@ -275,6 +278,67 @@ bulk_transfer() {
 	}'
 }
 
+# Nobody tells the load balancer: it sees the refused connections, checks the server at once, and avoids it.
+kill_a_server() {
+	local n good=0 failed=0 began took
+	stop KILL "${web_pid[2]}" 2>/dev/null || true
+	began=${EPOCHREALTIME/[.,]/}
+	while ((good < 20)); do # in a row
+		if [ -n "$(request)" ]; then
+			good=$((good + 1))
+		else
+			good=0
+			failed=$((failed + 1))
+			took=$((${EPOCHREALTIME/[.,]/} - began))
+			((took < 20000000)) || fail 'requests still fail 20 s after a server was killed'
+		fi
+	done
+	printf '    web2 is killed; %d requests fail, the last one %d ms later; the next %d are all answered\n\n' \
+		"$failed" "$((${took:-0} / 1000))" "$good"
+	grep ' is down after ' "$DIR/xdp-lb.log" | indent || true
+	start_web_server web2
+	for ((n = 0; n < 200; n++)); do
+		! grep ' is up after ' "$DIR/xdp-lb.log" >"$DIR/up" || break
+		sleep 0.1
+	done
+	indent <"$DIR/up"
+	[ -s "$DIR/up" ] || fail 'web2 was started again and is still taken for dead after 20 s'
+}
+
+# A download goes on while its server drains, and new connections go elsewhere.
+drain_a_server() { # XDP-LB
+	local backend='' n name download
+	start client "$DIR/download" curl -s --max-time 60 --limit-rate 24M -o /dev/null -w '%{http_code} %{size_download}\n' \
+		"http://$VIP/big"
+	download=$started
+	for ((n = 0; n < 50; n++)); do
+		backend=$(inside lb "$1" connections --state established | awk 'NR == 2 { print $3 }')
+		[ -z "$backend" ] || break
+		sleep 0.1
+	done
+	[ -n "$backend" ] || fail 'the download is not in the list of connections'
+	inside lb "$1" connections --state established | indent
+	printf '\n    $ xdp-lb backend drain %s %s --wait\n' "$VIP:80" "$backend"
+	start lb "$DIR/drain" timeout 30 "$1" backend drain "$VIP:80" "$backend" --wait
+	for ((n = 0; n < 50; n++)); do
+		! grep -q drain "$DIR/drain" || break
+		sleep 0.1
+	done
+	for ((n = 0; n < 10; n++)); do
+		name=$(request)
+		[ -n "$name" ] || fail 'a request failed while a server was drained'
+		[ "${ADDRESS[${name#web}]}:8080" != "$backend" ] || fail "$name drains, and got a new connection"
+	done
+	wait "$started" || {
+		indent <"$DIR/drain" >&2
+		fail "'xdp-lb backend drain --wait' failed"
+	}
+	wait "$download" || fail "the download failed: curl's exit code $?"
+	grep -qx "200 $((BIG_MIB * 1024 * 1024))" "$DIR/download" || fail 'the download is not complete'
+	indent <"$DIR/drain"
+	printf '\n    10 new requests went to the others meanwhile; the download is complete\n'
+}
+
 stop_load_balancer() {
 	local status=0 left=0 interface
 	stop INT "$xdp_lb_pid" || status=$?
@@ -329,6 +393,12 @@ main() {
 		fail "'xdp-lb status' failed"
 	}
 	indent <"$DIR/status"
+
+	heading 'A server dies, and comes back'
+	kill_a_server
+
+	heading 'A server is taken out without losing a connection'
+	drain_a_server "$program"
 
 	heading 'The load balancer is stopped by SIGINT'
 	if ! running "$xdp_lb_pid"; then

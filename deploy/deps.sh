@@ -49,6 +49,7 @@ command:ethtool      ethtool          ethtool
 command:curl         curl             curl
 command:nginx        nginx            nginx
 command:iperf3       iperf3           iperf3
+command:wrk          wrk              wrk
 command:dnsmasq      dnsmasq-base     dnsmasq
 command:dig          bind9-dnsutils   bind-utils
 command:faketime     faketime         libfaketime
