@@ -112,7 +112,10 @@ impl Running {
                         heard |= changes;
                         self.due.network = self.due.network.min(looked + NETWORK_PAUSE);
                     }
-                    Wake::Health(event) => self.pool.note(event, &mut self.plane),
+                    Wake::Health(event) => {
+                        self.pool.note(event, &mut self.plane);
+                        self.due.pool = Instant::now();
+                    }
                     Wake::Ask(ask, reply) => {
                         let (answer, goes_on) = self.answer(*ask);
                         reply.send(answer);
