@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::balancer::{Balancer, XDP_LB};
-use common::clients::KeepAlive;
+use common::clients::{KeepAlive, requests, spread};
 use common::live::{ask, complaint, file, say, start, three_backends, write};
 use common::netns::{Lab, Process, in_lab};
 use common::networks::{VIP, two_arms};
@@ -135,6 +135,39 @@ fn root_a_pipe_is_no_configuration() -> Result<()> {
         let said = complaint(lab, "reload")?;
         assert!(said.contains("no regular file"), "{said}");
         assert_eq!(held[0].ask()?, "web1");
+        Ok(())
+    })
+}
+
+/// A row that had a backend before, or one that a failed change took back, reaches the next one all the same.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_backend_that_is_added_again() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let two = web("web").replace("{ address = \"10.0.0.12:8080\" }", "").replace(",  ]", " ]");
+        write(lab, &two)?;
+        let _lb = start(lab)?;
+        let is_there = || -> Option<bool> {
+            let status = ask(lab, "status").ok()?;
+            let all = status["services"][0]["backends"].as_array()?.clone();
+            Some(all.iter().any(|one| one["address"] == "10.0.0.12:8080"))
+        };
+        for _ in 0..3 {
+            say(lab, "backend add web 10.0.0.12:8080")?;
+            say(lab, "backend remove web 10.0.0.12:8080")?;
+            within(Duration::from_secs(15), "it is gone", || (!is_there()?).then_some(()));
+        }
+        let mut fails = two.replace(" ]", ", \"10.0.0.12:8080\" ]");
+        for n in 0..600 {
+            fails += &format!("[[service]]\nvip = \"192.168.{}.{}:80\"\n", 10 + n / 200, 1 + n % 200);
+        }
+        write(lab, &fails)?;
+        assert!(complaint(lab, "reload")?.contains("record"));
+        say(lab, "backend add web 10.0.0.12:8080")?;
+        let answers = requests(lab, &format!("http://{VIP}/?[1-60]"))?;
+        assert_eq!(spread(&answers).values().collect::<Vec<_>>(), [&20, &20, &20]);
         Ok(())
     })
 }

@@ -69,7 +69,8 @@ impl Pins {
     fn status(&self) -> Result<Value> {
         let settings = self.tables.settings()?;
         let now = self.clock.now(settings.clock_shift)?;
-        let census = Sweeper::new(self.tables.walked(), settings, now).count();
+        let census =
+            Sweeper::new(self.tables.walked(), settings, now).with_services(&self.tables.services).count();
         let snapshot = Snapshot::take(&self.tables, &census)?;
         serde_json::to_value(snapshot).context("could not write the figures as JSON")
     }

@@ -48,13 +48,13 @@ impl Running {
                 self.change_and_persist(change, persist, Edit::AddService(services)).map(done)
             }
             Ask::RemoveService { service, persist } => {
-                let name = self.named(&service)?;
-                let gone = name.clone();
+                self.named(&service)?;
+                let word = service.clone();
                 let change = move |config: &mut Config| {
-                    config.services.retain(|one| one.name != gone);
+                    config.services.retain(|one| !one.is_called(&word));
                     Ok(())
                 };
-                self.change_and_persist(change, persist, Edit::RemoveService(name)).map(done)
+                self.change_and_persist(change, persist, Edit::RemoveService(service)).map(done)
             }
             Ask::ChangeBackend { service, address, change, persist } => {
                 self.change_backend(&service, address, change, persist).map(done)
@@ -82,12 +82,13 @@ impl Running {
         persist: bool,
     ) -> Result<Done, Refusal> {
         let name = self.named(service)?;
-        let meant = name.clone();
+        let word = service.to_owned();
         let apply = move |config: &mut Config| {
-            let mut services = config.services.iter_mut().filter(|service| service.name == meant);
+            let mut services = config.services.iter_mut().filter(|service| service.is_called(&word));
             services.try_for_each(|service| change_one(service, address, change))
         };
-        let service = name.clone();
+        let rows = self.rows(service, address);
+        let service = service.to_owned();
         let edit = match change {
             BackendChange::Add(weight, state) => {
                 Edit::AddBackend { service, backend: Backend { address, weight, state } }
@@ -96,7 +97,6 @@ impl Running {
             BackendChange::State { state, .. } => Edit::State { service, address, state },
             BackendChange::Weight(weight) => Edit::Weight { service, address, weight },
         };
-        let rows = self.rows(&name, address);
         let mut done = self.change_and_persist(apply, persist, edit)?;
         const RESET: &str = "its live TCP connections are reset";
         let reset = match change {
@@ -127,9 +127,9 @@ impl Running {
         Ok(done)
     }
 
-    /// The rows of a backend of a service; two of one of TCP and UDP.
-    fn rows(&self, service: &str, address: SocketAddrV4) -> Vec<BackendId> {
-        let services = self.config.services.iter().filter(|one| one.name == service);
+    /// The rows of a backend of what a word means; two where that is a service of TCP and UDP.
+    fn rows(&self, word: &str, address: SocketAddrV4) -> Vec<BackendId> {
+        let services = self.config.services.iter().filter(|one| one.is_called(word));
         services.filter_map(|one| self.plane.find(one.vip, one.protocol, address)).collect()
     }
 
@@ -152,8 +152,11 @@ impl Running {
         })?;
         if let Some(source) = &mut self.source {
             // Only this is known of the file: what somebody else changed in it is still to be read.
-            let known = change(&mut source.config).is_ok();
-            if known && source.config == config {
+            let mut known = source.config.clone();
+            if change(&mut known).is_ok() {
+                source.config = known;
+            }
+            if source.config == config {
                 source.is(config);
             }
         }
@@ -192,7 +195,10 @@ impl Running {
     }
 
     fn connections(&self, filter: &Filter) -> Result<Answer, Refusal> {
-        let (which, entries) = (self.which(filter)?, self.entries()?);
+        // Nothing else is done while they are listed.
+        const MOST: usize = 100_000;
+        let (mut which, entries) = (self.which(filter)?, self.entries()?);
+        which.limit = Some(which.limit.map_or(MOST, |limit| limit.min(MOST)));
         let name = |vip, protocol| {
             let same = |service: &&Service| (service.vip, service.protocol) == (vip, protocol);
             self.config
@@ -226,8 +232,8 @@ impl Running {
         let services = match &filter.service {
             None => None,
             Some(word) => {
-                let name = self.named(word)?;
-                let named = self.config.services.iter().filter(|service| service.name == name);
+                self.named(word)?;
+                let named = self.config.services.iter().filter(|service| service.is_called(word));
                 Some(named.map(|service| (service.vip, service.protocol)).collect())
             }
         };

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::interfaces;
 use super::running::Running;
 use super::start::{self, Occasion, Started};
+use super::vip::AssignedVips;
 use crate::config::{self, Config};
 use crate::control::{Done, Refusal};
 use crate::dataplane::{Left, ring_memory};
@@ -72,6 +73,7 @@ impl Running {
         }
         // Of what was removed, that which has no connections; and the network, from the new backends' point of view.
         self.due.now();
+        self.due.report_after(&self.config, Instant::now());
         Ok(Done { steps, applied: true, ..Done::default() })
     }
 
@@ -97,7 +99,7 @@ impl Running {
         }
         let reached = match added.is_empty() {
             true => self.vips.extend(new, &mut self.ledger).map(|()| Vec::new()),
-            false => self.reach(new),
+            false => self.reach(new, &added),
         };
         let carried_out = reached.and_then(|interfaces| {
             let published = self.plane.publish();
@@ -112,8 +114,10 @@ impl Running {
     }
 
     /// Everything that new backends and services need, before packets find them. Returns the interfaces that are new.
-    fn reach(&mut self, new: &Config) -> Result<Vec<u32>> {
-        self.network.resolve(&mut self.plane, RESOLVE_WAIT)?;
+    fn reach(&mut self, new: &Config, added: &[Service]) -> Result<Vec<u32>> {
+        let backends = added.iter().flat_map(|service| &service.backends);
+        let backends: HashSet<SocketAddrV4> = backends.map(|backend| backend.address).collect();
+        self.network.resolve(&mut self.plane, RESOLVE_WAIT, |backend| backends.contains(&backend))?;
         let view = self.network.look(&self.plane)?;
         let facing: BTreeSet<u32> = view.routes.values().map(|route| route.ifindex).collect();
         let links = view.links.values().filter(|link| facing.contains(&link.index));
@@ -143,15 +147,30 @@ impl Running {
         let mut netlink = Netlink::open()?;
         let needed = interfaces::needed(&mut netlink, new)?;
         let prepared = start::prepare(new, netlink, needed, Some(left), Occasion::Change, &mut self.ledger)?;
-        // While all is still as it was: the addresses may be too many to remember.
-        self.vips.extend(new, &mut self.ledger)?;
-        let started = prepared.commit(new, self.pins.dir(), &mut self.ledger)?;
-        let Started { plane, network, interfaces, deliveries, vips, watch } = started;
-        // Addresses that only the configuration before had are this one's to remove.
-        self.vips.retain(new, &mut self.ledger);
-        self.vips.leave(&vips, &mut self.ledger);
+        // While all is still as it was: the addresses may be too many to remember. On another interface clients find them
+        // before the programs do; on the old one they go on until then.
+        let mut moved = None;
+        if prepared.main().index == self.vips.link().index {
+            self.vips.extend(new, &mut self.ledger)?;
+        } else {
+            let mut vips = AssignedVips::on(prepared.main())?;
+            vips.extend(new, &mut self.ledger)?;
+            moved = Some(vips);
+        }
+        let started = match prepared.commit(new, self.pins.dir(), &mut self.ledger) {
+            Ok(started) => started,
+            Err(error) => {
+                moved.into_iter().for_each(|vips| vips.leave(&mut self.ledger));
+                return Err(error);
+            }
+        };
+        let Started { plane, network, interfaces, deliveries, watch, .. } = started;
         (self.plane, self.network, self.interfaces) = (plane, network, interfaces);
-        (self.deliveries, self.vips, self.watch) = (deliveries, vips, watch);
+        (self.deliveries, self.watch) = (deliveries, watch);
+        match moved {
+            Some(vips) => std::mem::replace(&mut self.vips, vips).leave(&mut self.ledger),
+            None => self.vips.retain(new, &mut self.ledger),
+        }
         self.settle_in();
         Ok(())
     }

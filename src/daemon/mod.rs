@@ -70,6 +70,7 @@ pub fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
         }
     };
     let (Started { plane, network, interfaces, deliveries, vips, watch }, server, pool) = started;
+    let vips = vips.context("a start has assigned nothing")?;
     let mut running = Running {
         config: config.clone(),
         source: file.map(|path| Source::new(path, config.clone())),

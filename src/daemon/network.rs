@@ -1,7 +1,7 @@
 //! The network as the kernel sees it, and the data plane's next hops kept in step with it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,8 @@ pub struct Network {
     asked: Instant,
     /// The MAC each neighbour was last seen with.
     macs: HashMap<(u32, Ipv4Addr), [u8; 6]>,
-    /// What was last published for a backend.
-    ways: HashMap<u16, Way>,
+    /// How each backend was reached at the last look.
+    ways: HashMap<BackendId, Way>,
     /// Whether connections must ask for their way once more, because routes have changed.
     reroute: bool,
     /// The interfaces as they were at the last look.
@@ -106,15 +106,21 @@ impl Network {
         &mut self.netlink
     }
 
-    /// Resolves the backends' next hops, waiting so long for neighbours that are silent so far. One that stays silent is no
+    /// Resolves the backends' next hops, waiting so long for those of them that are silent so far. One that stays silent is no
     /// error: the kernel delivers to it until it is known. Nothing that connections use is changed: the tables may be those
     /// that an instance before left running.
-    pub fn resolve(&mut self, plane: &mut Plane, wait: Duration) -> Result<()> {
+    pub fn resolve(
+        &mut self,
+        plane: &mut Plane,
+        wait: Duration,
+        awaits: impl Fn(SocketAddrV4) -> bool,
+    ) -> Result<()> {
         let deadline = Instant::now() + wait;
         loop {
             let view = self.look(plane)?;
             self.follow_backends(plane, &view)?;
-            if self.silent().is_empty() || Instant::now() >= deadline {
+            let silent = |(backend, way): (&BackendId, &Way)| awaits(backend.address) && way.is_silent();
+            if !self.ways.iter().any(silent) || Instant::now() >= deadline {
                 return Ok(());
             }
             sleep(RESOLVE_STEP);
@@ -191,6 +197,8 @@ impl Network {
     }
 
     fn follow_backends(&mut self, plane: &mut Plane, view: &View) -> Result<Vec<String>> {
+        let there: HashSet<BackendId> = plane.backends().iter().copied().collect();
+        self.ways.retain(|backend, _| there.contains(backend));
         let mut troubles = Vec::new();
         for backend in plane.backends().to_vec() {
             troubles.extend(self.follow_backend(plane, view, backend)?);
@@ -325,7 +333,7 @@ impl Network {
                 link.name, backend.address
             )));
         };
-        let known = self.ways.get_mut(&backend.index);
+        let known = self.ways.get_mut(&backend);
         // While ARP is being asked again the old MAC is the best guess.
         let same = |way: &Way| way.mac.is_some() && way.ifindex == link.index && way.next_hop == next;
         let interface = link.name.clone();
@@ -346,13 +354,12 @@ impl Network {
             None if mac.is_none() => {
                 let left = plane.next_hop_of(backend).filter(|(_, hop)| hop.ifindex == link.index);
                 if let Some((index, NextHop { neighbour: Some(left), .. })) = left {
-                    self.ways.insert(backend.index, way(index, Some(left), Some(Instant::now())));
+                    self.ways.insert(backend, way(index, Some(left), Some(Instant::now())));
                     return Ok(None);
                 }
             }
             _ => {}
         }
-        let known = self.ways.get(&backend.index);
         let (hops, tables) = plane.next_hops();
         let Some(index) = hops.of_backend(tables, hop)? else {
             return Ok(Some(format!(
@@ -360,16 +367,17 @@ impl Network {
                 backend.address
             )));
         };
-        if known.is_none_or(|known| known.index != index) {
+        // By the row itself: a change that was taken back may have put it to what it was.
+        if plane.next_hop_row(backend) != Some(index) {
             plane.set_next_hop(backend, index)?;
         }
-        self.ways.insert(backend.index, way(index, mac, None));
+        self.ways.insert(backend, way(index, mac, None));
         Ok(None)
     }
 
     /// How a backend is reached, for people.
     pub fn describe(&self, backend: BackendId) -> String {
-        let Some(way) = self.ways.get(&backend.index) else { return "not reachable now".into() };
+        let Some(way) = self.ways.get(&backend) else { return "not reachable now".into() };
         let via = match way.next_hop == *backend.address.ip() {
             true => String::new(),
             false => format!(" via {}", way.next_hop),

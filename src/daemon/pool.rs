@@ -1,7 +1,7 @@
 //! What is known of the backends beside their configuration: whether they answer, the deadlines of drains, and how much of
 //! their share those get that just came back.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Pool {
 struct Member {
     id: u64,
     up: bool,
+    /// What follows from that for its connections.
+    condition: Condition,
     /// Its rows: one, or two of TCP and UDP.
     rows: Vec<u16>,
     weight: Weight,
@@ -80,10 +82,12 @@ impl Pool {
                     continue;
                 }
                 let known = before.remove(&key);
-                let up = known.as_ref().map_or_else(|| is_up(plane, row), |one| one.up);
+                let of_row = || row.and_then(|row| plane.condition(row)).unwrap_or_default();
+                let condition = known.as_ref().map_or_else(of_row, |one| one.condition);
+                let up = condition == Condition::Up;
                 let id = known.as_ref().map_or(self.next_id, |one| one.id);
                 self.next_id = self.next_id.max(id + 1);
-                let rises = known.filter(|one| one.admin == backend.state).and_then(|one| one.rises);
+                let rises = known.and_then(|one| one.rises).filter(|_| backend.state == AdminState::Enabled);
                 if backend.state != AdminState::Disabled {
                     let health = service.health.clone();
                     targets.push(Target { id, address: backend.address, health, up });
@@ -91,6 +95,7 @@ impl Pool {
                 let member = Member {
                     id,
                     up,
+                    condition,
                     rows: row.into_iter().collect(),
                     weight: backend.weight,
                     admin: backend.state,
@@ -104,6 +109,14 @@ impl Pool {
         }
         self.ids = self.members.iter().map(|(key, member)| (member.id, key.clone())).collect();
         self.checker.set(targets);
+        // Rows may be new, or read by a plane that did not see what the operator's will hides; shares may be of another time.
+        for member in self.members.values() {
+            member.rows.iter().for_each(|row| plane.set_condition(*row, member.condition));
+        }
+        let services: BTreeSet<String> = self.members.keys().map(|(service, _)| service.clone()).collect();
+        for service in services {
+            self.ramp(&service, Instant::now(), plane);
+        }
     }
 
     /// Carries out what a check has decided.
@@ -111,8 +124,8 @@ impl Pool {
         let Event::Change { id, up, why, run, .. } = event;
         let Some(key) = self.ids.get(&id) else { return };
         let Some(member) = self.members.get_mut(key) else { return };
-        member.up = up;
-        let condition = member.condition(up, why.as_ref());
+        let condition = member.follows(up, why.as_ref());
+        (member.up, member.condition) = (up, condition);
         member.rows.iter().for_each(|row| plane.set_condition(*row, condition));
         member.rises = (up && !member.slow_start.is_zero()).then(Instant::now);
         let (service, address) = key;
@@ -242,7 +255,7 @@ impl Pool {
 }
 
 impl Member {
-    fn condition(&self, up: bool, why: Option<&Failure>) -> Condition {
+    fn follows(&self, up: bool, why: Option<&Failure>) -> Condition {
         let refused = matches!(why, Some(Failure::Refused(_)));
         match (up, self.on_down) {
             (true, _) => Condition::Up,
@@ -251,8 +264,4 @@ impl Member {
             (false, OnDown::Auto | OnDown::Keep) => Condition::Down,
         }
     }
-}
-
-fn is_up(plane: &Plane, row: Option<u16>) -> bool {
-    row.and_then(|row| plane.condition(row)).unwrap_or_default() == Condition::Up
 }

@@ -82,7 +82,8 @@ impl Due {
         self.sweep = now + sweep_interval(&config.services);
     }
 
-    fn report_after(&mut self, config: &Config, now: Instant) {
+    /// The next figures are printed one interval from then on.
+    pub fn report_after(&mut self, config: &Config, now: Instant) {
         const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
         self.report = now + config.stats_interval.unwrap_or(NEVER);
     }

@@ -16,6 +16,8 @@ pub struct Source {
     pub config: Config,
     /// What it was like then.
     stamp: Option<Stamp>,
+    /// What it was like at the last look, if it has changed.
+    seen: Option<Stamp>,
 }
 
 /// Whoever writes a file changes one of these: inode, size, time of the last change in seconds and nanoseconds.
@@ -25,7 +27,7 @@ impl Source {
     /// A file that was read a moment ago.
     pub fn new(path: PathBuf, config: Config) -> Source {
         let stamp = stamp(&path);
-        Source { path, config, stamp }
+        Source { path, config, stamp, seen: None }
     }
 
     /// What it says now is known.
@@ -70,8 +72,15 @@ impl Running {
         if !self.config.watch {
             return;
         }
-        let changed = |source: &&Source| stamp(&source.path).is_some_and(|now| Some(now) != source.stamp);
-        let Some(source) = self.source.as_ref().filter(changed) else { return };
+        let Some(source) = &mut self.source else { return };
+        let now = stamp(&source.path);
+        if now.is_none() || now == source.stamp {
+            return;
+        }
+        // Whoever writes it in place may be in the middle of that: half a file can be a right one.
+        if std::mem::replace(&mut source.seen, now) != now {
+            return;
+        }
         let path = source.path.display().to_string();
         match self.reload(How::by("file")) {
             Ok(done) if done.steps.is_empty() => {

@@ -11,7 +11,7 @@ use super::network::Network;
 use super::vip::{self, AssignedVips};
 use super::watch::Watch;
 use crate::config::Config;
-use crate::dataplane::{Left, PinDir, Plane, Request, TakeOver};
+use crate::dataplane::{Committed, Left, PinDir, Plane, Request, TakeOver};
 use crate::model::Step;
 use crate::net::{Link, Netlink};
 
@@ -38,6 +38,7 @@ pub struct Prepared {
     interfaces: Interfaces,
     deliveries: Deliveries,
     main: Link,
+    occasion: Occasion,
 }
 
 /// The new configuration holds.
@@ -46,7 +47,8 @@ pub struct Started {
     pub network: Network,
     pub interfaces: Interfaces,
     pub deliveries: Deliveries,
-    pub vips: AssignedVips,
+    /// Those of a start; a change has its own.
+    pub vips: Option<AssignedVips>,
     pub watch: Watch,
 }
 
@@ -111,7 +113,7 @@ pub fn prepare(
     deliveries.foresee(&mut plane, network.netlink(), needed.iter().map(|wanted| &wanted.link))?;
     // What keeps it from this, the first look at the network tells.
     let _ = allow_lookups(ledger);
-    network.resolve(&mut plane, RESOLVE_WAIT)?;
+    network.resolve(&mut plane, RESOLVE_WAIT, |_| true)?;
     // A removed backend's connections go on, and its replies arrive where they did.
     let (view, live) = (network.look(&plane)?, plane.live_backends());
     for backend in plane.backends().iter().filter(|backend| live.contains(&backend.index)) {
@@ -120,25 +122,42 @@ pub fn prepare(
         }
     }
     interfaces.attach_all(&mut plane, needed)?;
-    Ok(Prepared { plane, network, interfaces, deliveries, main })
+    Ok(Prepared { plane, network, interfaces, deliveries, main, occasion })
 }
 
 impl Prepared {
-    /// Makes the configuration the one that holds. What only the one before needed of this host is still to be taken back.
+    /// The interface that gets the VIPs.
+    pub fn main(&self) -> &Link {
+        &self.main
+    }
+
+    /// Makes the configuration the one that holds. What only the one before needed of this host is still to be taken back. An
+    /// error of a change: nothing has changed; of a start: programs may be swapped already.
     pub fn commit(self, config: &Config, pins: &PinDir, ledger: &mut Ledger) -> Result<Started> {
-        let Prepared { mut plane, network, interfaces, deliveries, main } = self;
-        let (unused, lost) = plane.commit(pins)?;
+        let Prepared { mut plane, network, interfaces, deliveries, main, occasion } = self;
+        let watch = Watch::new(&plane)?;
+        let Committed { unused, lost, mut troubles } = plane.commit(pins)?;
         for ifindex in unused {
             tracing::info!("detached from interface {ifindex}, which is not used any more");
         }
         // Of what was removed, that which has no connections.
-        plane.collect()?;
+        troubles.extend(plane.collect().err().map(|error| format!("{error:#}")));
         if lost > 0 {
             tracing::warn!("{lost} confirmed connections found no place in the smaller table and are lost");
         }
-        let watch = Watch::new(&plane)?;
-        let vips = AssignedVips::assign(config, &main, ledger)?;
-        vip::remove(ledger.inherited_vips(), ledger);
+        let vips = match occasion {
+            Occasion::Start => {
+                ensure!(troubles.is_empty(), "{}", troubles.join("; "));
+                let vips = AssignedVips::assign(config, &main, ledger)?;
+                vip::remove(ledger.inherited_vips(), ledger);
+                Some(vips)
+            }
+            // The old plane is not the tables' any more: this one goes on, with what could be done.
+            Occasion::Change => {
+                troubles.iter().for_each(|trouble| tracing::warn!("{trouble}"));
+                None
+            }
+        };
         Ok(Started { plane, network, interfaces, deliveries, vips, watch })
     }
 }

@@ -20,14 +20,20 @@ pub struct AssignedVips {
 }
 
 impl AssignedVips {
+    /// None on an interface.
+    pub fn on(link: &Link) -> Result<AssignedVips> {
+        let netlink = Netlink::open()?;
+        Ok(AssignedVips { netlink, link: link.clone(), added: Vec::new(), announce_again: false })
+    }
+
+    /// The interface that has them.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// With --assign-vip, adds each VIP that is not there yet and announces all by gratuitous ARP.
     pub fn assign(config: &Config, link: &Link, ledger: &mut Ledger) -> Result<AssignedVips> {
-        let mut vips = AssignedVips {
-            netlink: Netlink::open()?,
-            link: link.clone(),
-            added: Vec::new(),
-            announce_again: false,
-        };
+        let mut vips = AssignedVips::on(link)?;
         if !config.assign_vip {
             return Ok(vips);
         }
@@ -83,12 +89,9 @@ impl AssignedVips {
         Ok(())
     }
 
-    /// Takes those away that another interface than `now` has: clients' packets arrive there no more.
-    pub fn leave(&self, now: &AssignedVips, ledger: &mut Ledger) {
-        if self.link.index != now.link.index {
-            let of_ledger = ledger.vips().into_iter().filter(|vip| vip.interface == self.link.name).collect();
-            remove(of_ledger, ledger);
-        }
+    /// Takes all of them away.
+    pub fn leave(mut self, ledger: &mut Ledger) {
+        self.keep(&BTreeSet::new(), ledger);
     }
 
     /// Takes VIPs away that a configuration does not ask for.
@@ -99,7 +102,8 @@ impl AssignedVips {
 
     fn keep(&mut self, wanted: &BTreeSet<Ipv4Addr>, ledger: &mut Ledger) {
         let gone: Vec<Ipv4Addr> = self.added.iter().filter(|vip| !wanted.contains(vip)).copied().collect();
-        let of_ledger = ledger.vips().into_iter().filter(|vip| gone.contains(&vip.address)).collect();
+        let is_gone = |vip: &Vip| vip.interface == self.link.name && gone.contains(&vip.address);
+        let of_ledger = ledger.vips().into_iter().filter(is_gone).collect();
         remove(of_ledger, ledger);
         self.added.retain(|vip| wanted.contains(vip));
     }

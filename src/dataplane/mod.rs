@@ -48,7 +48,7 @@ pub use nexthops::{Egress, NamedRows, NextHop, NextHops};
 pub use peer::{PEER, attach_peer, detach_peer};
 pub use pin::{Busy, PinDir, pin_dir_of};
 pub(crate) use plane::scheduler_of;
-pub use plane::{Attached, BackendId, Condition, Plane, Request, TakeOver, ring_memory};
+pub use plane::{Attached, BackendId, Committed, Condition, Plane, Request, TakeOver, ring_memory};
 pub use reasons::{Class, Reason};
 pub use record::Record;
 pub use skeleton::lb::types;

@@ -32,7 +32,7 @@ pub struct Target {
 /// Why a check failed. Its text is for people, as `connection refused`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Somebody there said no: a RST, or an ICMP error.
+    /// Somebody there said no: a RST.
     Refused(String),
     /// No answer in time.
     Timeout(Duration),

@@ -145,12 +145,15 @@ impl From<io::Error> for Trouble {
             return Trouble::bad(error.to_string());
         };
         match errno {
-            ECONNREFUSED | ECONNRESET | EHOSTUNREACH | ENETUNREACH | EPIPE => {
+            ECONNREFUSED | ECONNRESET | EPIPE => {
                 Trouble::Failure(Failure::Refused(errno.desc().to_lowercase()))
             }
             ETIMEDOUT => Trouble::Silence,
-            EMFILE | ENFILE | ENOBUFS | ENOMEM | EADDRNOTAVAIL | EADDRINUSE | ENETDOWN | EPERM | EACCES
-            | EAGAIN | EINVAL => Trouble::Local(errno.desc().to_lowercase()),
+            // Mostly ARP without an answer: nobody has said no.
+            EHOSTUNREACH => Trouble::bad(errno.desc().to_lowercase()),
+            // No route, as when an interface of this host is down.
+            ENETUNREACH | EMFILE | ENFILE | ENOBUFS | ENOMEM | EADDRNOTAVAIL | EADDRINUSE | ENETDOWN
+            | EPERM | EACCES | EAGAIN | EINVAL => Trouble::Local(errno.desc().to_lowercase()),
             _ => Trouble::bad(errno.desc().to_lowercase()),
         }
     }
@@ -170,10 +173,16 @@ mod tests {
             panic!("not held against the backend")
         };
         assert_eq!(refused, Failure::Refused("connection refused".into()));
-        for errno in [Errno::ECONNRESET, Errno::EHOSTUNREACH, Errno::ENETUNREACH] {
-            assert!(matches!(of(errno), Outcome::Failed(Failure::Refused(_))), "{errno}");
-        }
-        for errno in [Errno::EMFILE, Errno::EADDRNOTAVAIL, Errno::ENETDOWN, Errno::ENOBUFS, Errno::EPERM] {
+        assert!(matches!(of(Errno::ECONNRESET), Outcome::Failed(Failure::Refused(_))));
+        assert!(matches!(of(Errno::EHOSTUNREACH), Outcome::Failed(Failure::Bad(_))));
+        for errno in [
+            Errno::ENETUNREACH,
+            Errno::EMFILE,
+            Errno::EADDRNOTAVAIL,
+            Errno::ENETDOWN,
+            Errno::ENOBUFS,
+            Errno::EPERM,
+        ] {
             assert!(matches!(of(errno), Outcome::Unchecked(_)), "{errno}");
         }
         let three = Duration::from_secs(3);

@@ -12,6 +12,27 @@ use crate::dataplane::left::LeftLink;
 use crate::dataplane::load::{PROGRAM, Profile, Program, load};
 use crate::dataplane::pin::{LINK_PREFIX, PROGRAM_PREFIX, PinDir};
 
+/// What became of [`Plane::commit`].
+#[derive(Debug, Default)]
+pub struct Committed {
+    /// The interfaces that are not used any more, which are detached.
+    pub unused: Vec<u32>,
+    /// How many confirmed connections found no place in a smaller table.
+    pub lost: u64,
+    /// What could not be done although the configuration holds.
+    pub troubles: Vec<String>,
+}
+
+impl Committed {
+    /// The value, or the default one and a trouble more.
+    fn note<T: Default>(&mut self, result: Result<T>) -> T {
+        result.unwrap_or_else(|error| {
+            self.troubles.push(format!("{error:#}"));
+            T::default()
+        })
+    }
+}
+
 /// What became of an attempt to attach.
 pub enum Attached {
     /// The program runs; on an interface that the instance before left it runs from [`Plane::commit`] on.
@@ -164,50 +185,55 @@ impl Plane {
     }
 
     /// Makes the staged configuration the one that holds, swaps the programs that the instance before left for this one's,
-    /// and pins everything. Returns the interfaces that are not used any more, which are detached, and how many confirmed
-    /// connections found no place in a smaller table.
-    pub fn commit(&mut self, pins: &PinDir) -> Result<(Vec<u32>, u64)> {
+    /// and pins everything. An error: nothing has changed. What fails once the configuration holds keeps nothing else.
+    pub fn commit(&mut self, pins: &PinDir) -> Result<Committed> {
         // First: it waits for packets, and what they change meanwhile would have to be caught up with after the swap.
         self.publish()?;
         self.carry();
-        self.swap_programs()?;
-        let lost = self.catch_up()?;
+        let mut done = Committed::default();
+        self.swap_programs(&mut done);
+        done.lost = done.note(self.catch_up());
         // Connections that name a next hop which nobody keeps up to date ask for their way once more.
-        self.nexthops.retire_orphans(&self.tables)?;
+        done.note(self.nexthops.retire_orphans(&self.tables));
         // The table is whole now; a process that was killed may have changed an entry and not the count.
-        self.recount_loads()?;
-        self.tables.write_settings(&self.settings)?;
-        self.pin(pins)?;
-        let mut unused = Vec::new();
+        done.note(self.recount_loads());
+        done.note(self.tables.write_settings(&self.settings));
+        done.note(self.pin(pins));
         for link in std::mem::take(&mut self.left) {
-            unused.push(link.attachment.ifindex);
-            link.attachment.detach().with_context(|| {
-                format!("could not detach the program from interface {}", link.attachment.ifindex)
-            })?;
+            let ifindex = link.attachment.ifindex;
+            let detached = link.attachment.detach();
+            done.unused.push(ifindex);
+            done.note(
+                detached.with_context(|| format!("could not detach the program from interface {ifindex}")),
+            );
         }
-        pins.clear(|name| !self.pinned.contains(name))?;
-        Ok((unused, lost))
+        if done.troubles.is_empty() {
+            done.note(pins.clear(|name| !self.pinned.contains(name)));
+        }
+        Ok(done)
     }
 
     /// Puts this instance's programs in the place of those that the one before left and that are still wanted.
-    fn swap_programs(&mut self) -> Result<()> {
+    fn swap_programs(&mut self, done: &mut Committed) {
         for link in std::mem::take(&mut self.left) {
             let Some(profile) = link.wanted else {
                 self.left.push(link);
                 continue;
             };
             let ifindex = link.attachment.ifindex;
-            match link.attachment.replace(self.program(profile)?.fd()) {
-                Ok(()) => _ = self.attachments.insert(ifindex, link.attachment),
-                // Its interface was deleted meanwhile: no reason to stop between two swaps.
-                Err(error) if is_gone(&error) => {}
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("could not swap the program of interface {ifindex}"));
+            let swapped = self.program(profile).and_then(|program| {
+                match link.attachment.replace(program.fd()) {
+                    Ok(()) => Ok(true),
+                    // Its interface was deleted meanwhile: no reason to stop between two swaps.
+                    Err(error) if is_gone(&error) => Ok(false),
+                    Err(error) => Err(error)
+                        .with_context(|| format!("could not swap the program of interface {ifindex}")),
                 }
+            });
+            if done.note(swapped) {
+                self.attachments.insert(ifindex, link.attachment);
             }
         }
-        Ok(())
     }
 
     /// Brings the pins in step with what is loaded and attached. What is pinned already is left alone.

@@ -42,7 +42,7 @@ use spread::Run;
 use stage::Staged;
 
 pub use adopt::TakeOver;
-pub use hold::Attached;
+pub use hold::{Attached, Committed};
 pub use rows::Condition;
 
 /// A backend of a service, as the tables know it.
@@ -198,6 +198,11 @@ impl Plane {
     pub fn next_hop_of(&self, backend: BackendId) -> Option<(u16, NextHop)> {
         let index = self.tables.backends.get(usize::from(backend.index))?.nexthop;
         self.nexthops.of_row(index).map(|hop| (index, hop))
+    }
+
+    /// The row of the next hop that a backend's row names now, valid or not.
+    pub fn next_hop_row(&self, backend: BackendId) -> Option<u16> {
+        self.tables.backends.get(usize::from(backend.index)).map(|row| row.nexthop)
     }
 
     /// Sends what goes to a backend to another next hop, by one store.

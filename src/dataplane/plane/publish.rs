@@ -26,7 +26,8 @@ impl Plane {
             self.abandon();
             return published.and(Err(anyhow::anyhow!("there is no configuration to publish")));
         };
-        self.write_backends(&staged.inventory, |row| !row.removed);
+        // What comes before the rings that have it, what goes after those that have it no more.
+        self.write_backends(&staged.inventory, BackendRow::takes_new);
         for (index, row) in staged.inventory.services() {
             self.write_service(*index, row);
         }
@@ -34,8 +35,7 @@ impl Plane {
         for list in staged.lists.iter().filter(|list| !is_new(&list.service)) {
             self.publish_list(list)?;
         }
-        // No ring has these any more.
-        self.write_backends(&staged.inventory, |row| row.removed);
+        self.write_backends(&staged.inventory, |row| !row.takes_new());
         for gone in &staged.gone {
             gone.backends.iter().for_each(|backend| self.clear_backend(*backend));
             self.clear_service(gone.service);

@@ -174,17 +174,21 @@ impl Plane {
         if self.stale_rings.is_empty() || self.staged.is_some() {
             return Ok(());
         }
-        let stale = self.stale_rings.clone();
-        for service in stale {
+        let mut failed = None;
+        for service in self.stale_rings.clone() {
             let is_there = self.inventory.services().contains_key(&service);
-            if is_there && self.respread_one(service).is_err() {
+            let spread = match if is_there { self.respread_one(service) } else { Ok(()) } {
                 // Lines that were given up may be all that is missing.
-                self.settle()?;
-                self.respread_one(service)?;
+                Err(_) => self.settle().and_then(|()| self.respread_one(service)),
+                spread => spread,
+            };
+            match spread {
+                Ok(()) => _ = self.stale_rings.remove(&service),
+                // The others have nothing to do with that.
+                Err(error) => failed = Some(error),
             }
-            self.stale_rings.remove(&service);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn respread_one(&mut self, service: u16) -> Result<()> {
