@@ -22,8 +22,11 @@ fn web(name: &str) -> String {
     )
 }
 
+/// Those who must live as long as the test.
+type Everybody<'a> = (Balancer<'a>, Vec<Process>);
+
 /// An instance with its servers, and a connection to each of them, web1 first.
-fn connected(lab: &Lab) -> Result<((Balancer<'_>, Vec<Process>), Vec<KeepAlive>)> {
+fn connected(lab: &Lab) -> Result<(Everybody<'_>, Vec<KeepAlive>)> {
     two_arms(lab)?;
     let servers = nginx_everywhere(lab)?;
     write(lab, &web("web"))?;

@@ -101,9 +101,14 @@ impl Visits {
         Ok(Visits { stop, thread })
     }
 
+    /// No more visits begin.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Ends, and tells of all.
     pub fn end(self) -> Vec<Visit> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop();
         self.thread.join().expect("visits")
     }
 }
