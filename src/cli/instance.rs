@@ -14,13 +14,11 @@ use super::verbs::{BackendVerb, FilterArgs, ServiceVerb, Target, Verb, WhichBack
 use super::{Command, Instance, Show};
 use crate::config::default_socket;
 use crate::config::words::{self as parse, Fault, alternatives};
-use crate::control::{Ask, BackendChange, Filter, Reload};
+use crate::control::{Ask, BackendChange, Filter, LISTED, Reload};
 use crate::model::{AdminState, Timeouts};
 
 /// How often `stats` shows figures where nothing else is said.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
-/// How many connections are listed where nothing else is said.
-const LISTED: usize = 1000;
 
 /// Gives the verbs that ask an instance, or print something of this program, their meaning.
 pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Instance;
 use crate::control::{Ask, Client, ClientError, Filter};
-use crate::dataplane::{Clock, Entries, LifeState, Sweeper, Tables, Which};
+use crate::dataplane::{Clock, Entries, LifeState, Tables, Which};
 use crate::metrics::{Connections, Snapshot};
 use crate::model::Protocol;
 
@@ -69,8 +69,7 @@ impl Pins {
     fn status(&self) -> Result<Value> {
         let settings = self.tables.settings()?;
         let now = self.clock.now(settings.clock_shift)?;
-        let census =
-            Sweeper::new(self.tables.walked(), settings, now).with_services(&self.tables.services).count();
+        let census = self.tables.sweeper(settings, now).count();
         let snapshot = Snapshot::take(&self.tables, &census)?;
         serde_json::to_value(snapshot).context("could not write the figures as JSON")
     }
@@ -82,7 +81,7 @@ impl Pins {
             services: filter.service.as_deref().map(|word| self.services(word)).transpose()?,
             backend: filter.backend,
             client: filter.client,
-            state: LifeState::ALL.into_iter().find(|state| Some(state.name()) == filter.state.as_deref()),
+            state: filter.state.as_deref().and_then(LifeState::from_name),
             limit: filter.limit,
         };
         let listing = Entries::new(&self.tables, settings, now).list(&which);
@@ -94,11 +93,10 @@ impl Pins {
     /// The services that a word means, by their VIPs.
     fn services(&self, word: &str) -> Result<Vec<(SocketAddrV4, Protocol)>> {
         let snapshot = Snapshot::take(&self.tables, &Default::default())?;
-        let all = snapshot.services.iter().filter_map(|service| {
-            let protocols = [Protocol::Tcp, Protocol::Udp];
-            let protocol = protocols.into_iter().find(|protocol| protocol.to_string() == service.protocol)?;
-            Some((service.vip, protocol))
-        });
+        let all = snapshot
+            .services
+            .iter()
+            .filter_map(|service| Some((service.vip, Protocol::from_name(&service.protocol)?)));
         let meant: Vec<_> = all
             .filter(|(vip, protocol)| crate::model::means_service(word, &vip.to_string(), *vip, *protocol))
             .collect();

@@ -85,6 +85,9 @@ pub enum BackendChange {
     Weight(Weight),
 }
 
+/// How many connections are listed where no limit is given.
+pub const LISTED: usize = 1000;
+
 /// Which connections. What is `None` does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]

@@ -8,7 +8,7 @@ mod server;
 mod socket;
 mod wire;
 
-pub use api::{Answer, Ask, BackendChange, Done, Filter, Refusal, Reload};
+pub use api::{Answer, Ask, BackendChange, Done, Filter, LISTED, Refusal, Reload};
 pub use client::{Client, ClientError};
 pub use project::{backends_of, services_of};
 pub use server::{Limits, Reply, Server};

@@ -35,8 +35,7 @@ pub fn backends_of(status: &Answer, service: Option<&str>) -> Option<Answer> {
 /// Whether figures are those of a service.
 fn is_meant(word: &str, figures: &Answer) -> bool {
     let text = |key: &str| figures.get(key).and_then(Answer::as_str).unwrap_or_default();
-    let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| p.to_string() == text("protocol"));
-    match (text("vip").parse(), protocol) {
+    match (text("vip").parse(), Protocol::from_name(text("protocol"))) {
         (Ok(vip), Some(protocol)) => crate::model::means_service(word, text("name"), vip, protocol),
         _ => word == text("name"),
     }

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::api::{Answer, Ask, BackendChange, Done, Filter, Refusal, Reload};
+use super::api::{Answer, Ask, BackendChange, Done, Filter, LISTED, Refusal, Reload};
 use super::project::{backends_of, services_of};
 use super::server::{Limits, Reply};
 use super::wire::{NewBackend, Patch};
@@ -27,8 +27,6 @@ const ROUTES: &str = "GET /v1/status, GET /v1/config, POST /v1/reload, GET and P
      /v1/services/{service}, GET and POST /v1/services/{service}/backends, PATCH and DELETE \
      /v1/services/{service}/backends/{address}, GET /v1/connections, POST /v1/connections/kill, POST /v1/stop";
 
-/// How many connections are listed where no limit is given.
-const LISTED: usize = 1000;
 /// What is read and thrown away of a body that is too large, so that its sender comes to read the answer.
 const DISCARDED: usize = 16 << 20;
 

@@ -11,7 +11,7 @@ use super::running::Running;
 use crate::config::edit::{self, Edit, EditError};
 use crate::config::{self, Config};
 use crate::control::{Answer, Ask, BackendChange, Done, Filter, Refusal};
-use crate::dataplane::{BackendId, Clock, Entries, LifeState, Sweeper, Which};
+use crate::dataplane::{BackendId, Clock, Entries, LifeState, Which};
 use crate::metrics::{Connections, Snapshot};
 use crate::model::{Backend, Service};
 
@@ -183,7 +183,7 @@ impl Running {
         let tables = self.plane.tables();
         let settings = *self.plane.settings();
         let now = Clock::load().and_then(|clock| clock.now(settings.clock_shift)).map_err(failed)?;
-        let census = Sweeper::new(tables.walked(), settings, now).with_services(&tables.services).count();
+        let census = tables.sweeper(settings, now).count();
         let mut snapshot = Snapshot::take(tables, &census).map_err(failed)?;
         snapshot.name(&self.config.services);
         snapshot.add_health(&self.health());
@@ -218,9 +218,7 @@ impl Running {
         let ended = entries.end(&which).map_err(|error| Refusal::failed(&error))?;
         Ok(json!(Done { applied: true, ended: Some(ended), ..Done::default() }))
     }
-}
 
-impl Running {
     fn entries(&self) -> Result<Entries<'_>, Refusal> {
         let settings = *self.plane.settings();
         let now = Clock::load().and_then(|clock| clock.now(settings.clock_shift));
@@ -239,14 +237,11 @@ impl Running {
         };
         let state = match &filter.state {
             None => None,
-            Some(word) => {
-                let known = LifeState::ALL.into_iter().find(|state| state.name() == word);
-                Some(known.ok_or_else(|| {
-                    Refusal::invalid(format!(
-                        "{word:?} is no state of a connection: unconfirmed, established or closing"
-                    ))
-                })?)
-            }
+            Some(word) => Some(LifeState::from_name(word).ok_or_else(|| {
+                Refusal::invalid(format!(
+                    "{word:?} is no state of a connection: unconfirmed, established or closing"
+                ))
+            })?),
         };
         let Filter { backend, client, limit, .. } = filter;
         Ok(Which { services, state, backend: *backend, client: *client, limit: *limit })

@@ -13,7 +13,7 @@ use super::vip::AssignedVips;
 use crate::config::{self, Config};
 use crate::control::{Done, Refusal};
 use crate::dataplane::{Left, ring_memory};
-use crate::model::{Backend, Protocol, Service, Step, Timeouts, diff};
+use crate::model::{Backend, Change, Protocol, Service, Step, Timeouts, diff};
 use crate::net::{Changes, Netlink};
 use crate::preflight::{self, Level};
 
@@ -36,6 +36,16 @@ impl How {
     pub fn by(by: &'static str) -> How {
         How { by, dry_run: false, now: false }
     }
+
+    /// A step in words.
+    fn tell(self, step: &Step) -> String {
+        match &step.change {
+            Change::RemoveBackend(address) if self.now => {
+                format!("service {}: remove backend {address}: live TCP connections are reset", step.service)
+            }
+            _ => step.to_string(),
+        }
+    }
 }
 
 impl Running {
@@ -45,13 +55,7 @@ impl Running {
         config::check(&new.services)
             .map_err(|fault| Refusal::invalid(format!("{}; write {}", fault.wrong, fault.right)))?;
         let mut steps = settings(&self.config, &new);
-        steps.extend(diff(&self.config.services, &new.services).iter().map(Step::to_string));
-        if how.now {
-            let gently = ": no new connections, live ones go on";
-            steps
-                .iter_mut()
-                .for_each(|step| *step = step.replace(gently, ": live TCP connections are reset"));
-        }
+        steps.extend(diff(&self.config.services, &new.services).iter().map(|step| how.tell(step)));
         if how.dry_run || (steps.is_empty() && self.config == new) {
             return Ok(Done { steps, applied: !how.dry_run, ..Done::default() });
         }
@@ -86,15 +90,12 @@ impl Running {
             new.ring_memory
         );
         let added = added(&self.config, new);
-        if !added.is_empty() || needs_other_programs(&self.config, new) {
+        let other_programs = needs_other_programs(&self.config, new);
+        if !added.is_empty() || other_programs {
             self.check(&Config { services: added.clone(), ..new.clone() })?;
         }
-        let staged = match needs_other_programs(&self.config, new) {
-            true => false,
-            // Where there is no room in the tables larger ones are made, and the programs swapped.
-            false => self.plane.stage(&new.services).is_ok(),
-        };
-        if !staged {
+        // Where there is no room in the tables larger ones are made, and the programs swapped.
+        if other_programs || self.plane.stage(&new.services).is_err() {
             return self.swap(new).inspect_err(|_| self.vips.retain(&self.config, &mut self.ledger));
         }
         let reached = match added.is_empty() {
@@ -236,13 +237,20 @@ fn settings(old: &Config, new: &Config) -> Vec<String> {
         .collect()
 }
 
+/// A backend of a service: the service's address, port and protocol, and the backend's address.
+type Pair = (SocketAddrV4, Protocol, SocketAddrV4);
+
+fn pairs(service: &Service) -> impl Iterator<Item = Pair> {
+    service.backends.iter().map(|backend| (service.vip, service.protocol, backend.address))
+}
+
+fn keys(config: &Config) -> HashSet<(SocketAddrV4, Protocol)> {
+    config.services.iter().map(|service| (service.vip, service.protocol)).collect()
+}
+
 /// What is new: services with those of their backends that were not there.
 fn added(old: &Config, new: &Config) -> Vec<Service> {
-    let mut known = HashSet::new();
-    for service in &old.services {
-        known.extend(service.backends.iter().map(|one| (service.vip, service.protocol, one.address)));
-    }
-    let services: HashSet<_> = old.services.iter().map(|service| (service.vip, service.protocol)).collect();
+    let (services, known): (_, HashSet<Pair>) = (keys(old), old.services.iter().flat_map(pairs).collect());
     let new_ones = new.services.iter().map(|service| {
         let is_new = |one: &&Backend| !known.contains(&(service.vip, service.protocol, one.address));
         let backends = service.backends.iter().filter(is_new).copied().collect();
@@ -255,16 +263,8 @@ fn added(old: &Config, new: &Config) -> Vec<Service> {
 }
 
 /// The backends that go, of services that stay.
-fn removed(old: &Config, new: &Config) -> Vec<(SocketAddrV4, Protocol, SocketAddrV4)> {
-    let mut stay = BTreeSet::new();
-    let services: BTreeSet<_> = new.services.iter().map(|service| (service.vip, service.protocol)).collect();
-    for service in &new.services {
-        stay.extend(service.backends.iter().map(|one| (service.vip, service.protocol, one.address)));
-    }
+fn removed(old: &Config, new: &Config) -> Vec<Pair> {
+    let (services, stay): (_, HashSet<Pair>) = (keys(new), new.services.iter().flat_map(pairs).collect());
     let all = old.services.iter().filter(|service| services.contains(&(service.vip, service.protocol)));
-    all.flat_map(|service| {
-        service.backends.iter().map(move |one| (service.vip, service.protocol, one.address))
-    })
-    .filter(|backend| !stay.contains(backend))
-    .collect()
+    all.flat_map(pairs).filter(|backend| !stay.contains(backend)).collect()
 }

@@ -33,8 +33,7 @@ pub struct Pool {
 
 struct Member {
     id: u64,
-    up: bool,
-    /// What follows from that for its connections.
+    /// Whether it is up, and what follows from that for its connections.
     condition: Condition,
     /// Its rows: one, or two of TCP and UDP.
     rows: Vec<u16>,
@@ -94,7 +93,6 @@ impl Pool {
                 }
                 let member = Member {
                     id,
-                    up,
                     condition,
                     rows: row.into_iter().collect(),
                     weight: backend.weight,
@@ -125,7 +123,7 @@ impl Pool {
         let Some(key) = self.ids.get(&id) else { return };
         let Some(member) = self.members.get_mut(key) else { return };
         let condition = member.follows(up, why.as_ref());
-        (member.up, member.condition) = (up, condition);
+        member.condition = condition;
         member.rows.iter().for_each(|row| plane.set_condition(*row, condition));
         member.rises = (up && !member.slow_start.is_zero()).then(Instant::now);
         let (service, address) = key;
@@ -224,7 +222,10 @@ impl Pool {
     fn check_suspects(&mut self, plane: &Plane) {
         let mut suspects = HashSet::new();
         for member in self.members.values() {
-            if !member.up || member.passive == 0 || member.admin == AdminState::Disabled {
+            if member.condition != Condition::Up
+                || member.passive == 0
+                || member.admin == AdminState::Disabled
+            {
                 continue;
             }
             for row in &member.rows {

@@ -32,6 +32,11 @@ impl LifeState {
     /// Every state.
     pub const ALL: [LifeState; 3] = [LifeState::Unconfirmed, LifeState::Established, LifeState::Closing];
 
+    /// The state of this name.
+    pub fn from_name(name: &str) -> Option<LifeState> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@ use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapInfo, OpenMapMut};
 use plain::Plain;
 
 use super::affinity::Affinity;
-use super::connections::Walked;
+use super::connections::{Sweeper, Walked};
 use super::loads::Loads;
 use super::mapped::Rows;
 use super::skeleton::lb::{OpenXdpLbMaps, XdpLbMaps};
@@ -305,6 +305,11 @@ impl Tables {
         self.settings
             .update(&0u32.to_ne_bytes(), as_bytes(settings), MapFlags::ANY)
             .context("could not write the table settings")
+    }
+
+    /// A walk over the connections that goes by the services' own timeouts. `now` is the time by the table's clock.
+    pub fn sweeper(&self, settings: types::lb_settings, now: u16) -> Sweeper<'_> {
+        Sweeper::new(self.walked(), settings, now).with_services(&self.services)
     }
 
     /// What a walk over the connections meets.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::types::{lb_backend, lb_backend_flags, lb_backend_state, lb_service};
 use crate::dataplane::{Census, Class, Counter, Reason, Tables, ipv4_of, scheduler_of};
-use crate::model::{AdminState, Protocol, Service};
+use crate::model::{Protocol, Service};
 
 /// Every figure of an instance at one time. Its JSON is stable: fields are added, never renamed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -133,19 +133,14 @@ impl Snapshot {
         })
     }
 
-    /// Gives the services the names of the configuration, and the backends that it disables that state.
+    /// Gives the services the names of the configuration.
     pub fn name(&mut self, configured: &[Service]) {
+        let names = configured.iter().map(|service| ((service.vip, service.protocol), &service.name));
+        let names: HashMap<_, _> = names.collect();
         for figures in &mut self.services {
-            let same = |service: &&Service| {
-                service.vip == figures.vip && service.protocol.to_string() == figures.protocol
-            };
-            let Some(service) = configured.iter().find(same) else { continue };
-            figures.name.clone_from(&service.name);
-            for backend in figures.backends.iter_mut().filter(|backend| backend.state != "removed") {
-                let same = |other: &&crate::model::Backend| other.address == backend.address;
-                if service.backends.iter().find(same).is_some_and(|is| is.state == AdminState::Disabled) {
-                    backend.state = AdminState::Disabled.name().to_owned();
-                }
+            let key = Protocol::from_name(&figures.protocol).map(|protocol| (figures.vip, protocol));
+            if let Some(name) = key.and_then(|key| names.get(&key)) {
+                figures.name.clone_from(name);
             }
         }
     }

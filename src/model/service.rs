@@ -146,6 +146,11 @@ impl Protocol {
         }
     }
 
+    /// The protocol of this name, as it is displayed.
+    pub fn from_name(name: &str) -> Option<Protocol> {
+        [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.to_string() == name)
+    }
+
     /// The protocol with this number in the IP header, if it is one that is balanced.
     pub fn from_number(number: u8) -> Option<Protocol> {
         [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| p.number() == number)

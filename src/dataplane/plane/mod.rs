@@ -24,7 +24,7 @@ use libbpf_rs::MapHandle;
 use super::affinity::Aging;
 use super::attach::Attachment;
 use super::clock::Clock;
-use super::connections::{Census, Sweeper};
+use super::connections::Census;
 use super::left::LeftLink;
 use super::load::{Profile, Program, load};
 use super::loads::{Reconciler, recount};
@@ -254,8 +254,7 @@ impl Plane {
         let sticky = |service: u16| services.get(usize::from(service)).map_or(0, |row| row.sticky);
         let mut aging = Aging::read(self.tables.affinity(), now, sticky);
         let mut census = Census::default();
-        let sweeper = Sweeper::new(self.tables.walked(), self.settings, now as u16)
-            .with_services(&self.tables.services);
+        let sweeper = self.tables.sweeper(self.settings, now as u16);
         let corrected = self.loads.reconcile(self.tables.loads(), || {
             census = sweeper.sweep(|client| aging.lives(client));
             census.counted.clone()
@@ -272,8 +271,7 @@ impl Plane {
 
     /// The same at a time of the table's clock.
     pub fn recount_loads_at(&self, now: u16) -> u64 {
-        let sweeper =
-            Sweeper::new(self.tables.walked(), self.settings, now).with_services(&self.tables.services);
+        let sweeper = self.tables.sweeper(self.settings, now);
         recount(self.tables.loads(), || sweeper.sweep(|_| {}).counted)
     }
 
