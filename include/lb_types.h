@@ -11,7 +11,7 @@
 #include "lb_counters.h"
 
 enum lb_constants {
-	LB_ABI_VERSION = 4,	/* of the rows' layout and meaning; kept in the pinned settings */
+	LB_ABI_VERSION = 5,	/* of the rows' layout and meaning; kept in the pinned settings */
 	LB_LINE = 64,
 	LB_SERVICES_PER_BUCKET = 2,
 	LB_PAIRS_PER_ORIGIN = 8,
@@ -28,6 +28,11 @@ enum lb_constants {
 	LB_TIMEOUT_UDP = 8,	/* where those of UDP begin */
 	LB_REASON_BITS = 5,	/* of a reason's number within its class */
 	LB_REASON_SLOTS = 160,
+	LB_REASON_WORDS = 3,	/* of 64 bits, for a bit of each reason */
+	LB_HISTOGRAM_BUCKETS = 16,
+	LB_HISTOGRAM_FIRST = 64,	/* microseconds: the bound of the first bucket */
+	LB_HANDSHAKES = 65536,	/* under way at once, of which the time is taken */
+	LB_SNAPSHOT_LENGTH = 2048,	/* bytes of a frame that a capture can hold */
 };
 
 /* An IPv6 address, or an IPv4 one mapped into it (RFC 4291, 2.5.5.2), raw. */
@@ -181,6 +186,55 @@ struct lb_backend_answers {
 	__u32 refused;
 };
 
+/* --- what became of the connections of a backend --- */
+
+/* How long something took. Bucket i counts what took no more than LB_HISTOGRAM_FIRST << i microseconds and more than the
+ * bucket before; the last one has no bound.
+ */
+struct lb_histogram {
+	__u64 bucket[LB_HISTOGRAM_BUCKETS];
+	__u64 microseconds;	/* of all together */
+};
+
+/* Counted by atomic additions, of packets and of sweeps, once for each entry: opened (lb_backend_counters) + revived =
+ * closed + reset + expired + evicted + moved + the entries that live.
+ */
+struct lb_backend_events {
+	struct lb_histogram handshake;	/* from the client's first SYN to the SYN-ACK */
+	__u64 closed;		/* FINs of both sides */
+	__u64 reset;		/* a RST of the backend, or of an operator */
+	__u64 expired;		/* over its timeout, found by a sweep or by who took the slot */
+	__u64 evicted;		/* unconfirmed, and the slot was needed */
+	__u64 moved;		/* to another backend, because this one takes its packets no more */
+	__u64 revived;		/* a packet came after a sweep had found it over its timeout */
+	__u64 syn_retransmits;	/* SYNs of a connection that was not confirmed yet */
+	__u64 rsts;		/* segments of the backend with RST */
+	__u64 reserved[7];
+};
+
+/* What checks of a backend found: written by the control plane alone. */
+struct lb_backend_checks {
+	struct lb_histogram duration;
+	__u64 passed;
+	__u64 failed;
+	__u64 reserved[5];
+};
+
+/* When a handshake began: tag 32 | microseconds 32. Lossy: where two share a row the earlier one is not measured. */
+struct lb_handshake {
+	__u64 word;
+};
+
+/* What the control plane did, over all its lives. */
+struct lb_history {
+	__u64 reloads;		/* carried out */
+	__u64 reloads_failed;
+	__u64 last_reload_failed;	/* 1 or 0 */
+	__u64 changes;		/* of what runs: reloads and live ones */
+	__u64 last_change;	/* seconds since 1970 */
+	__u64 reserved[3];
+};
+
 /* --- client affinity: met by packets that open, confirm or close a connection of a sticky service --- */
 
 struct lb_affinity_key {
@@ -275,7 +329,7 @@ struct lb_counter {
 };
 
 struct lb_backend_counters {
-	__u64 connections;
+	__u64 connections;	/* opened */
 	struct lb_counter to_backend;
 	struct lb_counter to_client;
 	__u64 reserved[3];
@@ -292,6 +346,105 @@ enum lb_reason {
 #define X(class, number, name, text, help) LB_##class##_##name = (LB_CLASS_##class << LB_REASON_BITS) | number,
 	LB_REASONS(X)
 #undef X
+};
+
+/* --- watching: what trace and capture are told --- */
+
+/* What a packet did to its connection. */
+enum lb_event_kind {
+	LB_EVENT_OPENED = 1,
+	LB_EVENT_CONFIRMED = 2,
+	LB_EVENT_CLOSED = 4,
+	LB_EVENT_RESET = 8,
+	LB_EVENT_REVIVED = 16,
+	LB_EVENT_SYN_RETRANSMIT = 32,
+	LB_EVENT_RST = 64,
+};
+
+enum lb_watch_wants {
+	LB_WATCH_EVENTS = 1,	/* one record for a packet that is meant */
+	LB_WATCH_FRAMES = 2,	/* and its frame: as it came, and as it left if that differs */
+};
+
+/* Who watches, and what is meant. Written by user space; the rest by packets. All that is 0 means "any". */
+struct lb_watch {
+	__u32 wants;		/* enum lb_watch_wants; 0: nobody watches, which is all that packets look at then */
+	__u32 holder;		/* process id, for people */
+	__u64 until;		/* CLOCK_MONOTONIC, ns: one that does not renew it was killed */
+	__u64 reasons[LB_REASON_WORDS];	/* a bit for each that is meant */
+	__u32 events;		/* enum lb_event_kind: these are meant whatever the reason */
+	__be32 client;
+	__be32 client_mask;
+	__be32 vip;
+	__be32 backend;
+	__be16 vip_port;
+	__be16 backend_port;
+	__u8 proto;
+	__u8 reserved0[3];
+	__u32 sample;		/* one in so many connections; 0 and 1: all */
+	__u32 rate;		/* records a second at most */
+	__u32 length;		/* bytes of a frame at most */
+	__u64 second;		/* which second is counted */
+	__u64 sent;		/* records in it */
+	__u64 suppressed;	/* over the rate, since the watch began */
+	__u64 lost;		/* for which the ring had no room */
+};
+
+/* One record of the ring; the frame's bytes follow. */
+struct lb_event {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u32 ifindex;
+	__u32 frame_len;
+	__u32 captured;		/* bytes that follow of the frame as it came */
+	__u16 reason;		/* enum lb_reason */
+	__u16 service;
+	__u16 backend;
+	__u8 events;		/* enum lb_event_kind */
+	__u8 to_client;
+	__u8 proto;		/* 0: nothing is known of addresses and ports */
+	__u8 tcp_flags;
+	__u16 reserved;
+	__be32 source;		/* as the packet came */
+	__be32 destination;
+	__be16 sport;
+	__be16 dport;
+	__u32 captured_after;	/* bytes that follow these, of the frame as it left */
+};
+
+/* Where a frame is kept until it is known what became of it. */
+struct lb_watch_scratch {
+	struct lb_event event;
+	__u8 frames[2 * LB_SNAPSHOT_LENGTH];
+};
+
+/* --- explaining: what a copy of the program that changes nothing notes of its steps --- */
+
+/* What refused a candidate: its index and the reason. */
+struct lb_refusal {
+	__u16 backend;
+	__u16 reason;	/* enum lb_reason */
+};
+
+struct lb_explained {
+	__u64 state;		/* of the connection found; 0: none */
+	__u32 ring_length;
+	__u32 ring_position;	/* where the search begins */
+	__u32 hop_ifindex;
+	__u32 hop_mtu;
+	__u16 service;
+	__u16 found;		/* backend of the connection found */
+	__u16 recorded;		/* by the client's affinity record; 0: there is none */
+	__u16 least;		/* with the least load, where the scheduler asks for it */
+	__u16 chosen;		/* by the scheduler, if it was asked */
+	__u16 hop;		/* next hop's row; 0: none */
+	__u8 goes_on;		/* the packet belongs to the connection found */
+	__u8 by_fib;		/* the kernel's FIB was asked for the next hop */
+	__u8 refusals;
+	__u8 no_slot;		/* there is no room for a new connection */
+	__u8 macs[12];		/* destination, source */
+	struct lb_refusal refusal[LB_SELECT_RETRIES + 3];
+	__u32 reason;	/* enum lb_reason */
+	__u32 out_ifindex;	/* by which XDP sends it; 0: it does not */
 };
 
 /* --- settings --- */
@@ -319,6 +472,14 @@ _Static_assert(sizeof(struct lb_bucket) == LB_LINE, "a bucket of connections is 
 _Static_assert(sizeof(struct lb_backend_counters) == LB_LINE, "a backend's counters are one line");
 _Static_assert(sizeof(struct lb_backend_load) == 16, "loads are packed: a scan meets many");
 _Static_assert(sizeof(struct lb_backend_answers) == 8, "answers are packed: a poll reads all of them");
+_Static_assert(sizeof(struct lb_backend_events) == 4 * LB_LINE, "events of a backend are four lines");
+_Static_assert(sizeof(struct lb_backend_checks) == 3 * LB_LINE, "checks of a backend are three lines");
+_Static_assert(sizeof(struct lb_handshake) == 8, "handshakes are packed: most are never asked for again");
+_Static_assert(sizeof(struct lb_history) == LB_LINE, "the history is one line");
+_Static_assert(sizeof(struct lb_watch) == 112, "no hidden padding in what is watched");
+_Static_assert(sizeof(struct lb_event) == 48, "no hidden padding in a record");
+_Static_assert(sizeof(struct lb_explained) == 104, "no hidden padding in an explanation");
+_Static_assert(LB_REASON_SLOTS <= LB_REASON_WORDS * 64, "a bit for each reason");
 _Static_assert(sizeof(struct lb_affinity_key) == 24, "no hidden padding in a hash key");
 _Static_assert(sizeof(struct lb_affinity) == 8, "no hidden padding in a hash value");
 _Static_assert(sizeof(struct lb_neighbour_key) == 12, "no hidden padding in a hash key");

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Ok(command) => command,
         Err(usage) => return usage.report(),
     };
-    match cli::load(command).and_then(|command| carry_out(&command)) {
+    match cli::load(command).and_then(cli::find).and_then(|command| carry_out(&command)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -37,6 +37,13 @@ fn carry_out(command: &Command) -> anyhow::Result<bool> {
         }
         Command::RunFile { file, .. } | Command::CheckFile(file) => cli::check_file(file),
         Command::Show(show, instance) => cli::show(show, instance),
+        Command::Explain { packet, interface, instance } => {
+            cli::explain(packet, interface.as_deref(), instance)
+        }
+        Command::Trace(watching, instance) => cli::trace(watching, instance),
+        Command::Capture { watching, file, length, instance } => {
+            cli::capture(watching, file, *length, instance)
+        }
         Command::Completions(shell) => {
             cli::completions(*shell);
             Ok(())

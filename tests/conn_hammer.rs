@@ -1,6 +1,7 @@
 //! The connection table under concurrent use: two CPUs hammer the same few buckets with look-ups, inserts, evictions,
 //! promotions, closes and deletions while the sweep of user space runs. A state of another key is never returned, and a
-//! confirmed entry is never lost, and in the end the loads are those of the entries.
+//! confirmed entry is never lost, and in the end the loads are those of the entries, and what was counted of a backend's
+//! connections adds up.
 //!
 //! `XDP_LB_HAMMER_OPS` sets the number of operations (40,000,000), for instance to 1e9.
 
@@ -20,10 +21,10 @@ use libbpf_rs::{MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, Progra
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use xdp_lb::dataplane::types::{
-    lb_backend, lb_backend_flags, lb_backend_load, lb_bucket, lb_conn, lb_nexthop, lb_phase, lb_profile,
-    lb_settings, lb_state_layout,
+    lb_backend, lb_backend_counters, lb_backend_events, lb_backend_flags, lb_backend_load, lb_bucket,
+    lb_conn, lb_nexthop, lb_phase, lb_profile, lb_settings, lb_state_layout,
 };
-use xdp_lb::dataplane::{Loads, Rows, Sweeper, Walked};
+use xdp_lb::dataplane::{Events, Loads, Rows, Sweeper, Walked};
 
 const OPERATIONS: f64 = 40e6;
 /// Longer runs begin again with other keys after so many.
@@ -52,7 +53,7 @@ const PER_BUCKET: usize = size_of::<lb_bucket>() / ENTRY;
 const STATE: usize = offset_of!(lb_conn, state);
 
 /// What a round must have none of.
-const FAULTS: [&str; 9] = [
+const FAULTS: [&str; 10] = [
     "wrong_pairing",
     "lost_pinned",
     "lost_session",
@@ -62,9 +63,10 @@ const FAULTS: [&str; 9] = [
     "loads_off",
     "counted_dead",
     "uncounted_live",
+    "unbalanced",
 ];
 /// What shows that the rounds were about anything.
-const SIGNS: [&str; 11] = [
+const SIGNS: [&str; 17] = [
     "counted",
     "hits",
     "misses",
@@ -76,9 +78,15 @@ const SIGNS: [&str; 11] = [
     "sessions_confirmed",
     "sessions_ended",
     "sweeps",
+    "events_opened",
+    "events_closed",
+    "events_reset",
+    "events_expired",
+    "events_evicted",
+    "events_moved",
 ];
 /// On one CPU nobody is overtaken, and the clock hardly steps.
-const SIGNS_OF_TWO_CPUS: [&str; 2] = ["overtaken", "expired_hits"];
+const SIGNS_OF_TWO_CPUS: [&str; 3] = ["overtaken", "expired_hits", "events_revived"];
 
 type Counts = BTreeMap<String, u64>;
 
@@ -177,6 +185,7 @@ struct Round {
     nexthops: Rows<lb_nexthop>,
     backends: Rows<lb_backend>,
     loads: Rows<lb_backend_load>,
+    events: Rows<lb_backend_events>,
     epochs: Rows<u64>,
 }
 
@@ -188,7 +197,9 @@ impl Round {
         for mut map in open.maps_mut() {
             match map.name().to_str() {
                 Some("connections") => map.set_max_entries(buckets)?,
-                Some("backends" | "backend_loads") => map.set_max_entries(u32::from(BACKENDS) + 1)?,
+                Some("backends" | "backend_loads" | "backend_events" | "backend_counters") => {
+                    map.set_max_entries(u32::from(BACKENDS) + 1)?
+                }
                 Some(name) if name.ends_with(".rodata") => {
                     let rodata = map.initial_value_mut().context("no .rodata")?;
                     let row = &mut rodata[offset(&btf, "lb_settings")?..][..size_of::<lb_settings>()];
@@ -211,6 +222,7 @@ impl Round {
             nexthops,
             backends,
             loads,
+            events: Rows::map(map(&object, "backend_events")?)?,
             epochs,
             object,
         };
@@ -234,6 +246,7 @@ impl Round {
             connections: &self.connections,
             backends: &self.backends,
             loads: Loads(&self.loads),
+            events: Events(&self.events),
             nexthops: &self.nexthops,
         }
     }
@@ -269,6 +282,7 @@ impl Round {
         counts.insert("sweeps".to_owned(), sweeps.unwrap_or(0));
         counts.insert("left_claimed".to_owned(), self.claimed());
         self.compare_loads(&mut counts);
+        self.compare_events(&mut counts)?;
         counts.insert("milliseconds".to_owned(), milliseconds);
         Ok(counts)
     }
@@ -286,14 +300,59 @@ impl Round {
         for state in self.states() {
             let bit = |layout: lb_state_layout| state >> layout.0 & 1 == 1;
             let counted = bit(lb_state_layout::LB_STATE_COUNTED_SHIFT);
-            let live = matches!(phase(state), 1..=5) && !bit(lb_state_layout::LB_STATE_EXPIRED_SHIFT);
-            let fault = match (counted, live) {
+            let fault = match (counted, is_live(state)) {
                 (true, false) => "counted_dead",
                 (false, true) if is_always_counted(usize::from(state as u16)) => "uncounted_live",
                 _ => continue,
             };
             *counts.entry(fault.to_owned()).or_default() += 1;
         }
+    }
+
+    /// Each backend's counts, once nobody writes: what came to it has ended, or lives.
+    fn compare_events(&self, counts: &mut Counts) -> Result<()> {
+        let mut live = vec![0; usize::from(BACKENDS) + 1];
+        for state in self.states().filter(|state| is_live(*state)) {
+            live[usize::from(state as u16)] += 1;
+        }
+        let mut unbalanced = 0;
+        for (backend, live) in (0..).zip(live) {
+            let row = self.events.get(backend as usize).context("a backend has no events")?;
+            let opened: u64 = self.opened(backend)?;
+            let deleted = self.row("hammer_deleted", backend)?.first_chunk().copied().map(u64::from_ne_bytes);
+            let deleted = deleted.context("a backend has no deletions")?;
+            let ended = row.closed + row.reset + row.expired + row.evicted + row.moved + deleted;
+            unbalanced += u64::from(opened + row.revived != ended + live);
+            let kinds = [
+                ("events_opened", opened),
+                ("events_closed", row.closed),
+                ("events_reset", row.reset),
+                ("events_expired", row.expired),
+                ("events_evicted", row.evicted),
+                ("events_moved", row.moved),
+                ("events_revived", row.revived),
+            ];
+            kinds.into_iter().for_each(|(name, count)| *counts.entry(name.to_owned()).or_default() += count);
+        }
+        counts.insert("unbalanced".to_owned(), unbalanced);
+        Ok(())
+    }
+
+    /// Connections of a backend, over all CPUs.
+    fn opened(&self, backend: u32) -> Result<u64> {
+        let rows = map(&self.object, "backend_counters")?
+            .lookup_percpu(&backend.to_ne_bytes(), MapFlags::ANY)?
+            .context("a backend has no counters")?;
+        let connections = offset_of!(lb_backend_counters, connections);
+        let count = |row: &Vec<u8>| {
+            let bytes = row.get(connections..connections + size_of::<u64>()).context("a short row")?;
+            Ok(u64::from_ne_bytes(bytes.try_into()?))
+        };
+        rows.iter().map(count).sum()
+    }
+
+    fn row(&self, name: &str, index: u32) -> Result<Vec<u8>> {
+        map(&self.object, name)?.lookup(&index.to_ne_bytes(), MapFlags::ANY)?.context("a row is missing")
     }
 
     /// Slots that are CLAIMED; none may be once nobody writes.
@@ -390,6 +449,10 @@ fn map(object: &Object, name: &str) -> Result<MapHandle> {
 
 fn phase(state: u64) -> u64 {
     state >> lb_state_layout::LB_STATE_PHASE_SHIFT.0 & 7
+}
+
+fn is_live(state: u64) -> bool {
+    matches!(phase(state), 1..=5) && state >> lb_state_layout::LB_STATE_EXPIRED_SHIFT.0 & 1 == 0
 }
 
 fn is_always_counted(backend: usize) -> bool {

@@ -9,9 +9,13 @@ fn root_every_profile_is_verified() {
     let names: Vec<&str> = all.iter().map(|verified| verified.program.as_str()).collect();
     let expected = [
         "xdp_lb (native)",
+        "xdp_lb (native, explains)",
         "xdp_lb (native_virtual)",
+        "xdp_lb (native_virtual, explains)",
         "xdp_lb (skb)",
+        "xdp_lb (skb, explains)",
         "xdp_lb (skb_direct)",
+        "xdp_lb (skb_direct, explains)",
         "xdp_peer",
         "lb_clock",
     ];

@@ -27,6 +27,7 @@ pub fn all(effort: Effort) -> Vec<Case> {
     cases.extend(schedulers());
     cases.extend(sticky());
     cases.extend(profiles(effort));
+    cases.extend(blind(effort));
     cases
 }
 
@@ -134,4 +135,29 @@ fn profiles(effort: Effort) -> Vec<Case> {
         case("skb, by the stack, forward", Kind::Data(SMALL, false), "stack to_backend", Profile::SKB),
         case("skb, by the stack, reply", Kind::Reply(SMALL), "stack to_client", Profile::SKB),
     ]
+}
+
+/// What a copy takes that cannot be watched: the others of these names look whether somebody watches.
+fn blind(effort: Effort) -> Vec<Case> {
+    const BLIND: Profile = Profile { blind: true, ..Profile::NATIVE };
+    let forward = |text: &str, connections| {
+        let spec = Spec::new(connections, Fill::Confirmed(connections));
+        Case::new(
+            format!("forward, {text}, blind"),
+            spec,
+            Kind::Data(SMALL, false),
+            effort.repeats,
+            TO_BACKEND,
+        )
+        .draw(Draw::Random(connections))
+        .profile(BLIND)
+    };
+    let new = Case::new(
+        "new, empty table for 100k, blind",
+        Spec::new(MIDDLE, Fill::Empty),
+        Kind::Syn,
+        FEW,
+        TO_BACKEND,
+    );
+    vec![forward("1 connection", 1), forward("10k connections", 10_000), new.fresh().opens().profile(BLIND)]
 }

@@ -1,6 +1,6 @@
 //! A loaded program with its table in a certain state, and the counters that tell what packets did there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem::offset_of;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -80,8 +80,7 @@ impl Counts {
 
 pub struct Scene {
     lab: Lab,
-    /// By the profile's name.
-    wrappers: BTreeMap<&'static str, Wrapper>,
+    wrappers: HashMap<Profile, Wrapper>,
     backends: u32,
     /// The first client that has not been seen here.
     next: u64,
@@ -111,7 +110,7 @@ impl Scene {
             key: None,
         });
         lab.neighbour(GATEWAY_MAC);
-        let mut scene = Scene { lab, wrappers: BTreeMap::new(), backends: u32::from(spec.backends), next: 0 };
+        let mut scene = Scene { lab, wrappers: HashMap::new(), backends: u32::from(spec.backends), next: 0 };
         scene.prepare(Profile::NATIVE, object)?;
         scene.fill(spec.fill).with_context(|| format!("could not set up {spec:?}"))?;
         Ok(scene)
@@ -119,9 +118,9 @@ impl Scene {
 
     /// Loads the program for another profile, on the same tables.
     pub fn prepare(&mut self, profile: Profile, object: &Path) -> Result<()> {
-        if !self.wrappers.contains_key(profile.name()) {
+        if !self.wrappers.contains_key(&profile) {
             let program = self.lab.plane.program(profile)?;
-            self.wrappers.insert(profile.name(), Wrapper::load(object, Some(program.fd()))?);
+            self.wrappers.insert(profile, Wrapper::load(object, Some(program.fd()))?);
         }
         Ok(())
     }
@@ -179,7 +178,7 @@ impl Scene {
 
     /// Sends packets; clients of [`Draw::Count`] are ones that have not been seen.
     fn send(&mut self, profile: Profile, shot: &Shot, packets: u32) -> Result<Duration> {
-        let wrapper = self.wrappers.get_mut(profile.name()).context("the profile is not prepared")?;
+        let wrapper = self.wrappers.get_mut(&profile).context("the profile is not prepared")?;
         let took = wrapper.run(shot, self.next, packets)?;
         self.next += u64::from(packets);
         Ok(took)

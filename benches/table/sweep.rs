@@ -9,9 +9,9 @@ use nix::time::{ClockId, clock_gettime};
 use plain::Plain;
 use serde::Serialize;
 use xdp_lb::dataplane::types::{
-    lb_backend, lb_backend_load, lb_bucket, lb_nexthop, lb_nexthop_flags, lb_settings,
+    lb_backend, lb_backend_events, lb_backend_load, lb_bucket, lb_nexthop, lb_nexthop_flags, lb_settings,
 };
-use xdp_lb::dataplane::{Loads, Rows, Sweeper, Walked};
+use xdp_lb::dataplane::{Events, Loads, Rows, Sweeper, Walked};
 
 use super::run::{Case, Outcome, Simulator};
 
@@ -49,8 +49,14 @@ pub fn run(simulator: &Simulator, case: &Case) -> Result<Swept> {
         timeout: outcome.timeout,
         ..Default::default()
     };
-    let walked =
-        Walked { connections: &connections, backends: &backends, loads: Loads(&loads), nexthops: &nexthops };
+    let events = Rows::map(create::<lb_backend_events>(OTHERS)?)?;
+    let walked = Walked {
+        connections: &connections,
+        backends: &backends,
+        loads: Loads(&loads),
+        events: Events(&events),
+        nexthops: &nexthops,
+    };
     let sweeper = Sweeper::new(walked, settings, outcome.now);
     let confirmed = |census: xdp_lb::dataplane::Census| -> Result<()> {
         let (found, there) = (census.confirmed, outcome.in_table);

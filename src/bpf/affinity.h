@@ -56,17 +56,6 @@ static __always_inline void lb_affinity_note(__be32 client, __u32 service_index,
 		bpf_map_update_elem(&affinity, &key, &made, BPF_ANY);
 }
 
-/* Whether the client's packet of this swap confirmed the connection. (A RST of the backend may be the first after its
- * answer: then the client's FIN is not noted.)
- */
-static __always_inline int lb_is_confirmed_by(__u64 from, __u64 to)
-{
-	__u32 phase = lb_state_phase(to);
-
-	return lb_state_phase(from) == LB_PHASE_ANSWERED && phase > LB_PHASE_ANSWERED &&
-	       (phase != LB_PHASE_CLOSED || to & LB_STATE_CLIENT_CLOSED);
-}
-
 static __always_inline int lb_is_ended_by(__u64 from, __u64 to)
 {
 	return lb_state_phase(from) >= LB_PHASE_ESTABLISHED && lb_state_phase(from) < LB_PHASE_CLOSED &&
@@ -104,7 +93,8 @@ __noinline int lb_affinity_backend(__be32 client, __u32 service_index)
 	backend = bpf_map_lookup_elem(&backends, &index);
 	if (backend && lb_backend_takes_new(backend, service_index))
 		return index;
-	bpf_map_delete_elem(&affinity, &key);
+	if (!lb_profile.explain)
+		bpf_map_delete_elem(&affinity, &key);
 	return 0;
 }
 

@@ -32,24 +32,28 @@ __noinline int lb_answer_note(__u32 backend, __u32 answer)
 }
 
 /* The client's packet made an entry. A FIN with it: no backend would answer. */
-static __always_inline void lb_answer_awaited(const struct lb_packet *pkt, __u32 backend)
+static __always_inline void lb_answer_awaited(const struct lb_packet *pkt, __u32 backend, __u64 hash)
 {
-	if ((pkt->tcp_flags & (LB_TCP_FIN | LB_TCP_SYN | LB_TCP_RST | LB_TCP_ACK)) == LB_TCP_SYN)
-		lb_answer_note(backend, LB_ANSWER_AWAITED);
+	if ((pkt->tcp_flags & (LB_TCP_FIN | LB_TCP_SYN | LB_TCP_RST | LB_TCP_ACK)) != LB_TCP_SYN)
+		return;
+	lb_answer_note(backend, LB_ANSWER_AWAITED);
+	lb_handshake_begins(hash);
 }
 
 /* The backend's packet met an entry in this state. A RST that refuses a SYN acknowledges it; one without ACK answers what
  * was no SYN (RFC 9293, 3.10.7.1): a client whose connection came from elsewhere, which says nothing of this backend.
  */
-static __always_inline void lb_answer_seen(const struct lb_packet *pkt, __u32 backend, __u64 state)
+static __always_inline void lb_answer_seen(const struct lb_packet *pkt, __u32 backend, __u64 key, __u64 state)
 {
 	__u8 flags = pkt->tcp_flags & (LB_TCP_SYN | LB_TCP_RST | LB_TCP_ACK);
 	__u32 phase = lb_state_phase(state);
 
-	if (flags == (LB_TCP_SYN | LB_TCP_ACK) && phase <= LB_PHASE_ANSWERED)
+	if (flags == (LB_TCP_SYN | LB_TCP_ACK) && phase <= LB_PHASE_ANSWERED) {
 		lb_answer_note(backend, LB_ANSWER_GIVEN);
-	else if (flags == (LB_TCP_RST | LB_TCP_ACK) && phase == LB_PHASE_UNCONFIRMED)
+		lb_handshake_ends(lb_conn_hash(key), backend);
+	} else if (flags == (LB_TCP_RST | LB_TCP_ACK) && phase == LB_PHASE_UNCONFIRMED) {
 		lb_answer_note(backend, LB_ANSWER_REFUSED);
+	}
 }
 
 #endif

@@ -10,9 +10,6 @@
 #ifndef LB_CONN_H
 #define LB_CONN_H
 
-#define LB_READ_ONCE(x) (*(volatile __typeof__(x) *)&(x))
-#define LB_WRITE_ONCE(x, value) (*(volatile __typeof__(x) *)&(x) = (value))
-
 /* Keeps the compiler from turning masks back into branches: rating eight slots with branches costs the verifier 285,000
  * instructions instead of a few thousand.
  */
@@ -350,6 +347,13 @@ static __always_inline struct lb_conn *lb_conn_victim(struct lb_conn_ref *ref, _
 	return &bucket->conn[slot];
 }
 
+/* Counts the end of an entry that gave its slot away, if it has not ended before. */
+static __always_inline void lb_conn_gave_way(__u64 old, __u32 rank)
+{
+	if (lb_state_is_live(old))
+		lb_event_evicted(lb_state_backend(old), rank == LB_RANK_EXPIRED);
+}
+
 /* Puts a new entry into the table. Returns LB_CONTINUE or LB_DROP_TABLE_FULL. */
 static __always_inline int lb_conn_insert(struct lb_conn_ref *ref, __u64 state, __u16 now)
 {
@@ -357,14 +361,17 @@ static __always_inline int lb_conn_insert(struct lb_conn_ref *ref, __u64 state, 
 
 	for (int try = 0; try < LB_INSERT_TRIES; try++) {
 		struct lb_conn *conn = lb_conn_victim(ref, now);
+		__u32 rank;
 		__u64 old;
 
 		if (!conn)
 			return LB_DROP_TABLE_FULL;
 		old = LB_READ_ONCE(conn->state);
+		rank = lb_conn_rate(old, now) >> LB_RANK_SHIFT;
 		/* It may have come to life since it was rated. */
-		if (!(lb_conn_rate(old, now) >> LB_RANK_SHIFT) || !lb_conn_swap(conn, old, claimed))
+		if (!rank || !lb_conn_swap(conn, old, claimed))
 			continue;
+		lb_conn_gave_way(old, rank);
 		LB_WRITE_ONCE(conn->key, ref->key);
 		/* release: after the key; a swap, because a claim that was held up for seconds may have been taken over */
 		if (lb_conn_swap(conn, claimed, state))
@@ -437,6 +444,31 @@ static __always_inline __u64 lb_state_after_backend(__u64 state, __u8 proto, __u
 	return fresh;
 }
 
+/* Whether the client's packet of this swap confirmed the connection. (A RST of the backend may be the first after its
+ * answer: then the client's FIN is not noted.)
+ */
+static __always_inline int lb_is_confirmed_by(__u64 from, __u64 to)
+{
+	__u32 phase = lb_state_phase(to);
+
+	return lb_state_phase(from) == LB_PHASE_ANSWERED && phase > LB_PHASE_ANSWERED &&
+	       (phase != LB_PHASE_CLOSED || to & LB_STATE_CLIENT_CLOSED);
+}
+
+/* What a packet of these flags that made this swap did to the connection (enum lb_event_kind). A function that the verifier
+ * checks once, on its own.
+ */
+__noinline int lb_conn_events(__u64 from, __u64 to, __u32 tcp_flags)
+{
+	__u8 events = from & ~to & LB_STATE_EXPIRED ? LB_EVENT_REVIVED : 0;
+
+	if (lb_is_confirmed_by(from, to))
+		events |= LB_EVENT_CONFIRMED;
+	if (lb_state_phase(from) != LB_PHASE_CLOSED && lb_state_phase(to) == LB_PHASE_CLOSED)
+		events |= tcp_flags & LB_TCP_RST ? LB_EVENT_RESET : LB_EVENT_CLOSED;
+	return events;
+}
+
 /* The load and the client's record follow a packet that changed more than the time (affinity.h). */
 int lb_conn_follow(__u64 key, __u64 from, __u64 to);
 
@@ -463,6 +495,7 @@ static __always_inline void lb_conn_update(struct lb_conn *conn, __u64 key, __u6
 		}
 		seen = __sync_val_compare_and_swap(&conn->state, state, want);
 		if (seen == state) {
+			lb_packet_did(pkt, lb_conn_events(state, want, pkt->tcp_flags));
 			if ((want | state) & LB_STATE_COUNTED || LB_READ_ONCE(backend->flags) & LB_BACKEND_STICKY)
 				lb_conn_follow(key, state, want);
 			return;

@@ -18,23 +18,30 @@ static __always_inline int lb_admit(struct lb_packet *pkt, __u16 service, __u64 
 {
 	struct lb_new new = {
 		.hash = hash,
-		.old = old,
+		.state = old,
 		.client = pkt->ip->saddr,
 		.client_port = pkt->sport,
 		.service = service,
 		.now = pkt->now,
 		.proto = pkt->proto,
 	};
-	int backend;
+	int backend, reason;
 
 	if (pkt->tcp_flags & LB_TCP_RST)
 		return -LB_DROP_RST_UNKNOWN;
 	if (!lb_may_be_client(new.client) || new.client == pkt->ip->daddr)
 		return -LB_DROP_BAD_SOURCE;
 	backend = lb_connect(&new);
-	pkt->new_connection = new.made;
-	if (new.made)
-		lb_answer_awaited(pkt, backend);
+	if (!lb_profile.explain && new.enters) {
+		reason = lb_enter(&new);
+		if (reason)
+			return -reason;
+		new.made = 1;
+	}
+	if (new.made) {
+		lb_packet_did(pkt, LB_EVENT_OPENED);
+		lb_answer_awaited(pkt, backend, hash);
+	}
 	return backend;
 }
 
@@ -67,6 +74,16 @@ static __always_inline int lb_confirms_blindly(struct xdp_md *ctx, struct lb_pac
 	return pkt->proto == IPPROTO_TCP && lb_state_phase(state) == LB_PHASE_ANSWERED && !lb_intact(ctx, pkt);
 }
 
+/* The event of a client that did not hear of an answer to its SYN, or 0. A SYN of a connection that is confirmed makes no
+ * branch: the verifier would follow it to the end.
+ */
+static __always_inline __u8 lb_syn_again(const struct lb_packet *pkt, __u64 state)
+{
+	if ((pkt->tcp_flags & (LB_TCP_SYN | LB_TCP_ACK | LB_TCP_RST)) != LB_TCP_SYN)
+		return 0;
+	return lb_below(lb_state_phase(state), LB_PHASE_ESTABLISHED) * LB_EVENT_SYN_RETRANSMIT;
+}
+
 static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *pkt, __u16 service)
 {
 	__u64 key = lb_conn_key(pkt->ip->saddr, pkt->sport, service), hash = lb_conn_hash(key);
@@ -79,6 +96,7 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 	int chosen, reason;
 	__u32 index;
 
+	pkt->service = service;
 	if (pkt->ip->ttl <= 1)
 		return LB_DROP_TTL;
 	if (lb_conn_refer_hashed(&ref, key, hash))
@@ -90,9 +108,12 @@ static __always_inline int lb_from_client(struct xdp_md *ctx, struct lb_packet *
 		if (!backend)
 			return LB_ERROR_TABLES;
 	}
+	lb_explain_entry(service, state);
 	if (conn && lb_goes_on(pkt, state, backend, service)) {
-		if (!lb_confirms_blindly(ctx, pkt, state))
+		lb_explain_goes_on();
+		if (!lb_profile.explain && !lb_confirms_blindly(ctx, pkt, state))
 			lb_conn_update(conn, key, state, pkt, backend, 0);
+		lb_packet_did(pkt, lb_syn_again(pkt, state));
 	} else {
 		chosen = lb_admit(pkt, service, hash, state);
 		if (chosen <= 0)

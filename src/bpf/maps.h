@@ -13,15 +13,24 @@ struct lb_profile {
 	__u8 partial_possible;	/* frames of local senders may arrive with partial checksums */
 	__u8 test_clock;	/* the table's clock is lb_test_now, a random number lb_test_random */
 	__u8 stack;		/* everything that is translated is left to the kernel to deliver */
-	__u8 reserved[4];
+	__u8 explain;		/* changes no table and counts nothing, but notes its steps in lb_explained */
+	__u8 blind;		/* cannot be watched: what watching costs is measured against it */
+	__u8 reserved[2];
 };
 
 const volatile struct lb_profile lb_profile = {};
 const volatile struct lb_settings lb_settings = {};
 
-/* The table's clock, and chance, under test. */
+/* The table's clock, chance and the time in microseconds, under test. */
 __u32 lb_test_now;
 __u32 lb_test_random;
+__u32 lb_test_micros;
+
+/* The steps of a copy that explains. */
+struct lb_explained lb_explained;
+
+/* A section of its own, so that all copies of the program share it: a packet looks at one word of it, at a fixed address. */
+struct lb_watch lb_watch SEC(".data.watch");
 
 /* Always 0, which the verifier does not know. */
 __u32 lb_opaque_zero;
@@ -89,6 +98,50 @@ struct {
 	__type(key, __u32);
 	__type(value, struct lb_backend_answers);
 } backend_answers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_backend_events);
+} backend_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_backend_checks);
+} backend_checks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, LB_HANDSHAKES);
+	__type(key, __u32);
+	__type(value, struct lb_handshake);
+} handshakes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_history);
+} history SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} watched SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lb_watch_scratch);
+} watch_scratch SEC(".maps");
 
 /* Which backend a client is to come back to. The least recently used give way where there are too many. */
 struct {
@@ -175,6 +228,9 @@ struct lb_exported_types {
 	enum lb_backend_state backend_state;
 	enum lb_backend_flags backend_flags;
 	enum lb_nexthop_flags nexthop_flags;
+	enum lb_event_kind event_kind;
+	enum lb_watch_wants watch_wants;
+	struct lb_event event;
 	enum lb_phase phase;
 	enum lb_state_layout state_layout;
 	enum lb_class class;

@@ -90,6 +90,7 @@ static __always_inline int lb_deliver(struct xdp_md *ctx, struct lb_packet *pkt,
 
 	if (stack_reason == LB_ERROR_TABLES)
 		return stack_reason;
+	lb_explain_hop(hop);
 	if (!stack_reason && pkt->ip_len > hop->mtu)
 		return LB_DROP_TOO_BIG;
 	reason = lb_nat(ctx, pkt, nat, hop, !stack_reason);

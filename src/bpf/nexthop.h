@@ -66,7 +66,7 @@ static __always_inline void lb_hop_unresolved(__be32 neighbour, __u32 ifindex)
 	__u32 index = bpf_ntohl(neighbour) % LB_UNRESOLVED_ROWS;
 	struct lb_unresolved *row = bpf_map_lookup_elem(&unresolved, &index);
 
-	if (row)
+	if (row && !lb_profile.explain)
 		LB_WRITE_ONCE(row->neighbour, (__u64)neighbour << 32 | ifindex);
 }
 
@@ -88,6 +88,7 @@ __noinline int lb_hop_by_fib(struct xdp_md *ctx, struct lb_hop *hop, __be32 sadd
 
 	if (!hop)
 		return LB_ERROR_TABLES;
+	lb_explain_fib();
 	reason = lb_hop_reason(bpf_fib_lookup(ctx, &fib, sizeof(fib), 0));
 	/* A route may have an IPv6 gateway, whose address is there then. */
 	if (reason == LB_STACK_NEIGHBOUR_UNKNOWN && fib.family == LB_AF_INET)
@@ -106,6 +107,16 @@ __noinline int lb_hop_by_fib(struct xdp_md *ctx, struct lb_hop *hop, __be32 sadd
 		return lb_hop_of_index(ctx, hop, *index, LB_STACK_TO_CLIENT);
 	egress = bpf_map_lookup_elem(&egresses, &fib.ifindex);
 	return egress ? lb_hop_sends(ctx, hop, egress->flags, LB_STACK_TO_CLIENT) : LB_STACK_TO_CLIENT;
+}
+
+static __always_inline void lb_explain_hop(const struct lb_hop *hop)
+{
+	if (!lb_profile.explain)
+		return;
+	lb_explained.hop = hop->index;
+	lb_explained.hop_ifindex = hop->ifindex;
+	lb_explained.hop_mtu = hop->mtu;
+	__builtin_memcpy(lb_explained.macs, hop->macs, sizeof(lb_explained.macs));
 }
 
 static __always_inline int lb_hop_to_backend(const struct xdp_md *ctx, struct lb_hop *hop,

@@ -37,9 +37,10 @@ struct lb_packet {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 first_fragment;
-	__u8 new_connection;
+	__u8 events;		/* enum lb_event_kind: what the packet did to its connection */
 	__u8 to_client;		/* direction, once known */
 	__u8 no_tx;		/* sent by a redirect, even back out of the ingress interface */
+	__u16 service;		/* once known */
 	__u16 backend;		/* once known: whose counters to bump */
 	__u32 out_ifindex;	/* once sent */
 };
@@ -47,11 +48,19 @@ struct lb_packet {
 /* Parsed, and maybe balanced: what its exit asks for is known from now on. */
 static __always_inline void lb_packet_is_ours(struct lb_packet *pkt)
 {
-	pkt->new_connection = 0;
+	/* Unknown to the verifier, which would follow the rest of the program once for each value. */
+	pkt->events = LB_READ_ONCE(lb_opaque_zero);
 	pkt->to_client = 0;
 	pkt->no_tx = 0;
+	pkt->service = 0;
 	pkt->backend = 0;
 	pkt->out_ifindex = 0;
+}
+
+/* Notes events that the packet has not done before. Added, so that the verifier learns nothing of single bits. */
+static __always_inline void lb_packet_did(struct lb_packet *pkt, __u8 events)
+{
+	pkt->events += events;
 }
 
 static __always_inline int lb_parse_tcp(struct lb_packet *pkt, void *end)

@@ -6,14 +6,17 @@
 /* What a new connection is known by. Passed to functions that the verifier checks once, on their own. */
 struct lb_new {
 	__u64 hash;	/* of the key, which is made of client, port and service */
-	__u64 old;	/* state of an entry that is not to be used: closed, or its backend takes no more; 0: none */
+	__u64 state;	/* in: of an entry that is not to be used, since it is closed or its backend takes no more; 0: there
+			 * is none. Out: of the entry that is still to be put into the table
+			 */
 	__be32 client;
 	__be16 client_port;
 	__u16 service;
 	__u16 now;
 	__u8 proto;
 	__u8 made;	/* out: the entry is this packet's, not another CPU's */
-	__u32 reserved;
+	__u8 enters;	/* out: lb_enter is still to be called */
+	__u8 reserved[3];
 };
 
 static __always_inline int lb_new_refer(struct lb_conn_ref *ref, const struct lb_new *new)
@@ -42,6 +45,7 @@ __noinline int lb_tuple_in_use(struct lb_new *new, __u32 index)
 		struct lb_conn_ref ref;
 		struct lb_conn *conn;
 		__u64 state;
+		__u32 rank;
 
 		if (!pair.backend)
 			return 0;
@@ -51,8 +55,16 @@ __noinline int lb_tuple_in_use(struct lb_new *new, __u32 index)
 		conn = lb_conn_find(&ref, &state);
 		if (!conn || lb_state_backend(state) != pair.backend)
 			continue;
-		if (lb_conn_rate(state, new->now) >> LB_RANK_SHIFT <= LB_RANK_UNCONFIRMED || !lb_conn_swap(conn, state, 0))
+		rank = lb_conn_rate(state, new->now) >> LB_RANK_SHIFT;
+		if (rank <= LB_RANK_UNCONFIRMED)
 			return 1;
+		if (lb_profile.explain)
+			continue;
+		if (!lb_conn_swap(conn, state, 0))
+			return 1;
+		/* Not as an insertion counts it: the verifier's stack is too small for one more call here. */
+		if (lb_state_is_live(state))
+			lb_event_expired(pair.backend);
 	}
 	return 0;
 }
@@ -79,7 +91,11 @@ static __always_inline __u32 lb_ring_position(const struct lb_service *service, 
 		return lb_scale(lb_hash(word, lb_settings.key[2], lb_settings.key[3]) >> 32, length);
 	default:
 		state = bpf_map_lookup_elem(&service_states, &index);
-		return state ? __sync_fetch_and_add(&state->rotation, 1) % length : 0;
+		if (!state)
+			return 0;
+		if (lb_profile.explain)
+			return LB_READ_ONCE(state->rotation) % length;
+		return __sync_fetch_and_add(&state->rotation, 1) % length;
 	}
 }
 
@@ -87,10 +103,15 @@ static __always_inline __u32 lb_ring_position(const struct lb_service *service, 
 static __always_inline int lb_refuses(struct lb_new *new, __u32 candidate)
 {
 	struct lb_backend *backend = bpf_map_lookup_elem(&backends, &candidate);
+	int reason = 0;
 
 	if (!backend || !lb_backend_takes_new(backend, new->service))
-		return LB_DROP_NO_BACKEND;
-	return backend->flags & LB_BACKEND_SHARED && lb_tuple_in_use(new, candidate) ? LB_DROP_TUPLE_IN_USE : 0;
+		reason = LB_DROP_NO_BACKEND;
+	else if (backend->flags & LB_BACKEND_SHARED && lb_tuple_in_use(new, candidate))
+		reason = LB_DROP_TUPLE_IN_USE;
+	if (reason)
+		lb_explain_refusal(candidate, reason);
+	return reason;
 }
 
 /* The backend for a new connection by the service's scheduler, or minus the reason why there is none. */
@@ -113,8 +134,10 @@ __noinline int lb_select(struct lb_new *new)
 	if (!length)
 		return -LB_DROP_NO_BACKEND;
 	position = lb_ring_position(service, new, length);
+	lb_explain_ring(length, position);
 	if (service->scheduler == LB_SCHEDULER_LEAST_CONN) {
 		index = lb_least_loaded(index, position);
+		lb_explain_least(index);
 		refused = lb_refuses(new, index);
 		if (!refused)
 			return index;
@@ -151,27 +174,40 @@ static __always_inline int lb_without_backend(const struct lb_new *new, int reas
 	return reason;
 }
 
-/* Puts a new entry into the table. Returns 0 or the reason of a drop. */
-__noinline int lb_enter(struct lb_new *new, __u64 state)
+/* Puts the entry of a new connection into the table. Returns 0 or the reason of a drop. Called by who called lb_connect: their
+ * stacks together are too large.
+ */
+__noinline int lb_enter(struct lb_new *new)
 {
 	struct lb_conn_ref ref;
 
 	if (!new || lb_new_refer(&ref, new))
 		return LB_ERROR_TABLES;
-	return lb_conn_insert(&ref, state, new->now);
+	return lb_conn_insert(&ref, new->state, new->now);
 }
 
-/* Selects a backend and makes, or renews, the entry. Returns the backend's index, or minus the reason why not. */
+/* Whether the table has room for a new connection: asked by a copy that explains. */
+__noinline int lb_has_room(struct lb_new *new)
+{
+	struct lb_conn_ref ref;
+
+	return new && !lb_new_refer(&ref, new) && lb_conn_victim(&ref, new->now);
+}
+
+/* Selects a backend and renews the entry, or leaves a new one to lb_enter. Returns the backend's index, or minus the reason
+ * why not.
+ */
 __noinline int lb_connect(struct lb_new *new)
 {
 	struct lb_conn_ref ref;
 	struct lb_conn *conn;
 	__u64 old, state;
-	int backend, reason;
+	int backend;
 
 	if (!new || lb_new_refer(&ref, new))
 		return -LB_ERROR_TABLES;
 	backend = lb_affinity_backend(new->client, new->service);
+	lb_explain_recorded(backend);
 	if (!backend || lb_refuses(new, backend))
 		backend = lb_select(new);
 	if (backend < 0)
@@ -180,14 +216,21 @@ __noinline int lb_connect(struct lb_new *new)
 	state = lb_state_count(state, lb_backend_flags_of(backend));
 
 	conn = lb_conn_find(&ref, &old);
+	if (lb_profile.explain) {
+		int room = conn || lb_has_room(new);
+
+		lb_explain_choice(backend, !room);
+		return room ? backend : -LB_DROP_TABLE_FULL;
+	}
 	if (!conn) {
-		reason = lb_enter(new, state);
-		if (reason)
-			return -reason;
-		new->made = 1;
+		new->state = state;
+		new->enters = 1;
 		return backend;
 	}
-	if (!((old ^ new->old) & ~LB_STATE_SEEN) && lb_conn_swap(conn, old, state)) {
+	if (!((old ^ new->state) & ~LB_STATE_SEEN) && lb_conn_swap(conn, old, state)) {
+		/* An entry of another backend, or of another connection of the same client's port. */
+		if (lb_state_is_live(old))
+			lb_event_moved(lb_state_backend(old));
 		new->made = 1;
 		return backend;
 	}

@@ -16,7 +16,6 @@ static __always_inline void lb_count_backend(const struct lb_packet *pkt)
 
 	if (!counters)
 		return;
-	counters->connections += pkt->new_connection;
 	lb_count(pkt->to_client ? &counters->to_client : &counters->to_backend, pkt->frame_len);
 }
 
@@ -29,24 +28,36 @@ static __always_inline void lb_count_reason(const struct lb_packet *pkt, __u32 r
 }
 
 /* Of a frame that is neither a client's nor a backend's. Nothing but its length need be known. */
-static __always_inline int lb_exit_nobodys(const struct lb_packet *pkt, __u32 reason)
+static __always_inline int lb_exit_nobodys(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
 {
-	lb_count_reason(pkt, reason);
+	if (lb_profile.explain)
+		lb_explain_end(reason, 0);
+	else
+		lb_count_reason(pkt, reason);
+	if (lb_is_watched())
+		lb_watch_nobodys(ctx, pkt, reason);
 	return reason >> LB_REASON_BITS == LB_CLASS_PASS ? XDP_PASS : XDP_DROP;
 }
 
 static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
 {
-	lb_count_reason(pkt, reason);
+	if (lb_profile.explain) {
+		lb_explain_end(reason, reason >> LB_REASON_BITS == LB_CLASS_SENT ? pkt->out_ifindex : 0);
+	} else {
+		lb_count_reason(pkt, reason);
+		if (pkt->backend && reason >> LB_REASON_BITS <= LB_CLASS_STACK)
+			lb_count_backend(pkt);
+		if (pkt->events)
+			lb_event_note(pkt->backend, pkt->events);
+	}
+	if (lb_is_watched())
+		lb_watch_ours(ctx, pkt, reason);
 	switch (reason >> LB_REASON_BITS) {
 	case LB_CLASS_SENT:
-		lb_count_backend(pkt);
 		if (pkt->out_ifindex == ctx->ingress_ifindex && !pkt->no_tx)
 			return XDP_TX;
 		return bpf_redirect(pkt->out_ifindex, 0);
 	case LB_CLASS_STACK:
-		lb_count_backend(pkt);
-		return XDP_PASS;
 	case LB_CLASS_PASS:
 		return XDP_PASS;
 	default:

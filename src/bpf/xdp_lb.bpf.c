@@ -14,10 +14,13 @@
 
 #include "lb_types.h"
 #include "lb_hash.h"
+#include "access.h"
 #include "maps.h"
 #include "checksum.h"
 #include "parse.h"
 #include "service.h"
+#include "events.h"
+#include "explain.h"
 #include "conn.h"
 #include "nexthop.h"
 #include "partial.h"
@@ -28,6 +31,7 @@
 #include "select.h"
 #include "forward.h"
 #include "reply.h"
+#include "watch.h"
 #include "stats.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -70,9 +74,10 @@ int xdp_lb(struct xdp_md *ctx)
 	struct lb_packet pkt;
 	int reason;
 
+	lb_watch_begins(ctx);
 	reason = lb_classify(ctx, &pkt, &entry, &origin);
 	if (reason)
-		return lb_exit_nobodys(&pkt, reason);
+		return lb_exit_nobodys(ctx, &pkt, reason);
 	lb_packet_is_ours(&pkt);
 	pkt.now = lb_now();
 	if (entry)

@@ -9,7 +9,7 @@ use super::usage::{Usage, quoted};
 use crate::config::words::alternatives;
 
 /// Arguments that are required, and what they are.
-const REQUIRED: [(&str, &str); 8] = [
+const REQUIRED: [(&str, &str); 11] = [
     ("IFACE", "the interface"),
     ("FILE", "the file"),
     ("NAME", "the service's name"),
@@ -18,6 +18,9 @@ const REQUIRED: [(&str, &str); 8] = [
     ("ADDR:PORT[:WEIGHT]", "the backend's address and port"),
     ("N", "the weight"),
     ("SHELL", "the shell"),
+    ("CLIENT:PORT", "the client's address and port"),
+    ("VIP:PORT", "the VIP and its port"),
+    ("--write", "the file"),
 ];
 
 /// Clap's complaint in our shape. `args` are the words that it is about.
@@ -71,7 +74,8 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {
 }
 
 fn missing(argument: &str, verb: &str) -> Usage {
-    let name = argument.trim_start_matches('<').trim_end_matches('>');
+    // An option is named together with its value.
+    let name = argument.split(' ').next().unwrap_or_default().trim_start_matches('<').trim_end_matches('>');
     let what = REQUIRED.iter().find(|(known, _)| *known == name).map_or("it", |(_, what)| what);
     Usage::bad(name, &format!("{what} is missing"), form(verb))
 }

@@ -8,7 +8,7 @@ use crate::config::DEFAULT_PIN_DIR;
 pub(super) const RUN_EXAMPLE: &str = "xdp-lb eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080:50";
 
 /// A right use of each option that takes a value.
-pub(super) const EXAMPLES: [(&str, &str); 31] = [
+pub(super) const EXAMPLES: [(&str, &str); 37] = [
     ("--interface", "eth1"),
     ("--vip", "192.168.1.100:80"),
     ("--backend", "10.0.0.10:8080:50"),
@@ -39,15 +39,24 @@ pub(super) const EXAMPLES: [(&str, &str); 31] = [
     ("--service", "web"),
     ("--client", "198.51.100.7"),
     ("--limit", "100"),
+    ("--reason", "table_full"),
+    ("--duration", "10s"),
+    ("--sample", "100"),
+    ("--rate", "1000"),
+    ("--write", "packets.pcapng"),
+    ("--snaplen", "128"),
     ("--dir", "/usr/local/share/man/man1"),
 ];
 
 /// A right use of each verb.
-pub(super) const FORMS: [(&str, &str); 29] = [
+pub(super) const FORMS: [(&str, &str); 32] = [
     ("run", "xdp-lb run --config /etc/xdp-lb.toml"),
     ("check", "xdp-lb check /etc/xdp-lb.toml"),
     ("status", "xdp-lb status"),
     ("stats", "xdp-lb stats"),
+    ("explain", "xdp-lb explain 198.51.100.7:40000 192.168.1.100:80 --syn"),
+    ("trace", "xdp-lb trace --service web"),
+    ("capture", "xdp-lb capture --write packets.pcapng --client 198.51.100.7"),
     ("service", "xdp-lb service list"),
     ("service list", "xdp-lb service list"),
     ("service add", "xdp-lb service add web --vip 192.168.1.100:80 --backend 10.0.0.10:8080:50"),
@@ -159,7 +168,7 @@ mod tests {
             for owner in owners(name) {
                 let right = match (name, owner.as_str()) {
                     ("--state", "backend add") => "drain",
-                    ("--backend", "connections") => "10.0.0.10:8080",
+                    ("--backend", "connections" | "trace" | "capture") => "10.0.0.10:8080",
                     _ => value,
                 };
                 let line = form(&owner).replace(&example(name), "");

@@ -11,11 +11,15 @@ use super::examples::{form, verbs_in};
 use super::resolve::{GivenService, option, path, pin_dir, required};
 use super::usage::{Usage, quoted};
 use super::verbs::{BackendVerb, FilterArgs, ServiceVerb, Target, Verb, WhichBackend};
-use super::{Command, Instance, Show};
+use super::{Command, Instance, Named, Packet, Show, Watching};
 use crate::config::default_socket;
 use crate::config::words::{self as parse, Fault, alternatives};
 use crate::control::{Ask, BackendChange, Filter, LISTED, Reload};
-use crate::model::{AdminState, Timeouts};
+use crate::dataplane::types::lb_constants;
+use crate::model::{AdminState, Protocol, Timeouts};
+
+/// As much of a frame as can be captured.
+const SNAPLEN: u32 = lb_constants::LB_SNAPSHOT_LENGTH.0;
 
 /// How often `stats` shows figures where nothing else is said.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
@@ -31,6 +35,18 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
             };
             Ok(Command::Show(show, instance(target)?))
         }
+        Verb::Explain { client, vip, syn, interface, target } => Ok(Command::Explain {
+            packet: packet(client.as_deref(), vip.as_deref(), *syn)?,
+            interface: option("--interface", interface.as_deref(), parse::interface)?,
+            instance: instance(target)?,
+        }),
+        Verb::Trace { watch, target } => Ok(Command::Trace(Watching::read(watch)?, instance(target)?)),
+        Verb::Capture { write, snaplen, watch, target } => Ok(Command::Capture {
+            watching: Watching::read(watch)?,
+            file: required("--write", write.as_deref(), path)?,
+            length: option("--snaplen", snaplen.as_deref(), snaplen_word)?.unwrap_or(SNAPLEN),
+            instance: instance(target)?,
+        }),
         Verb::Service { verb, target } => service(verb, instance(target)?),
         Verb::Backend { verb, target } => backend(verb, instance(target)?),
         Verb::Connections { verb: None, filter, target } => {
@@ -71,7 +87,30 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
 fn instance(target: &Target) -> Result<Instance, Usage> {
     let pin_dir = pin_dir(target.pin_dir.as_deref())?;
     let socket = option("--socket", target.socket.as_deref(), parse::socket)?;
-    Ok(Instance { socket: socket.unwrap_or_else(|| default_socket(&pin_dir)), pin_dir, json: target.json })
+    let named = match (&target.pin_dir, &socket) {
+        (Some(_), _) => Named::Pins,
+        (None, Some(_)) => Named::Socket,
+        (None, None) => Named::No,
+    };
+    Ok(Instance {
+        named,
+        socket: socket.unwrap_or_else(|| default_socket(&pin_dir)),
+        pin_dir,
+        json: target.json,
+    })
+}
+
+fn packet(client: Option<&OsStr>, vip: Option<&OsStr>, syn: bool) -> Result<Packet, Usage> {
+    let client = required("CLIENT:PORT", client, |name, word| option(name, word, sender_word))?;
+    let vip = required("VIP:PORT", vip, |name, word| option(name, word, parse::vip))?;
+    let protocol = match vip.protocols {
+        [Protocol::Udp] if syn => {
+            return Err(Usage::bad("--syn", "a datagram of UDP opens nothing", form("explain")));
+        }
+        [one] => *one,
+        _ => return Err(Usage::bad("VIP:PORT", "one packet is of TCP or of UDP", form("explain"))),
+    };
+    Ok(Packet { protocol, client, vip: vip.address, syn })
 }
 
 fn change(ask: Ask, target: &Target) -> Result<Command, Usage> {
@@ -164,12 +203,12 @@ fn service_named(word: &Option<OsString>) -> Result<String, Usage> {
     required("SERVICE", word.as_deref(), |name, word| option(name, word, service_word))
 }
 
-fn fault(wrong: &str, right: &str) -> Fault {
+pub(super) fn fault(wrong: &str, right: &str) -> Fault {
     Fault { wrong: wrong.to_owned(), right: right.to_owned() }
 }
 
 /// A name, or a VIP with or without its protocol: which of them there are only the instance knows.
-fn service_word(value: &OsStr) -> Result<String, Fault> {
+pub(super) fn service_word(value: &OsStr) -> Result<String, Fault> {
     let right = "web or 192.168.1.100:80";
     match value.to_str() {
         None => Err(fault("it is not valid UTF-8", right)),
@@ -193,6 +232,21 @@ fn address_word(value: &OsStr) -> Result<SocketAddrV4, Fault> {
     }
 }
 
+/// Who sends a packet.
+fn sender_word(value: &OsStr) -> Result<SocketAddrV4, Fault> {
+    let address = value.to_str().and_then(|word| word.parse().ok());
+    address.ok_or_else(|| fault("it is not an IPv4 address and a port", "198.51.100.7:40000"))
+}
+
+fn snaplen_word(value: &OsStr) -> Result<u32, Fault> {
+    let right = "128";
+    let length = number(value, right)?;
+    u32::try_from(length)
+        .ok()
+        .filter(|length| *length <= SNAPLEN)
+        .ok_or_else(|| fault(&format!("it is more than {SNAPLEN}"), right))
+}
+
 fn client_word(value: &OsStr) -> Result<Ipv4Addr, Fault> {
     let address = value.to_str().and_then(|word| word.parse().ok());
     address.ok_or_else(|| fault("it is not an IPv4 address of four numbers from 0 to 255", "198.51.100.7"))
@@ -206,13 +260,13 @@ fn state_word(value: &OsStr) -> Result<String, Fault> {
         .ok_or_else(|| fault("there is no such state", &alternatives(&names)))
 }
 
-fn number(value: &OsStr, right: &str) -> Result<u64, Fault> {
+pub(super) fn number(value: &OsStr, right: &str) -> Result<u64, Fault> {
     let digits = value.to_str().filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
     let number = digits.and_then(|word| word.parse().ok()).filter(|number| *number > 0);
     number.ok_or_else(|| fault("it is not a number from 1 on", right))
 }
 
-fn interval_word(value: &OsStr) -> Result<Duration, Fault> {
+pub(super) fn interval_word(value: &OsStr) -> Result<Duration, Fault> {
     let right = "2s or 500ms";
     let read = parse::stats_interval(value).map_err(|fault| Fault { right: right.to_owned(), ..fault })?;
     read.ok_or_else(|| fault("it is outside 100ms to 365days", right))

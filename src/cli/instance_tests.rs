@@ -13,6 +13,7 @@ fn usual() -> Instance {
         pin_dir: PathBuf::from("/sys/fs/bpf/xdp_lb"),
         socket: PathBuf::from("/run/xdp-lb/xdp_lb.sock"),
         json: false,
+        named: Named::No,
     }
 }
 
@@ -130,6 +131,7 @@ fn which_instance_is_said_before_or_after_the_verb() {
         pin_dir: PathBuf::from(pin_dir),
         socket: PathBuf::from(socket),
         json,
+        named: if pin_dir == "/sys/fs/bpf/xdp_lb" { Named::No } else { Named::Pins },
     };
     let (usual, other) = ("/sys/fs/bpf/xdp_lb", "/sys/fs/bpf/other");
     for (line, instance) in [
@@ -157,4 +159,72 @@ fn pages_shells_and_files() {
     assert_eq!(parse(words("man backend drain")), Ok(page(&["backend", "drain"])));
     let all = Command::Manual { verb: Vec::new(), dir: Some("man1".into()) };
     assert_eq!(parse(words("man --dir man1")), Ok(all));
+}
+
+#[test]
+fn packets_that_are_asked_about() {
+    let packet = |line: &str| match parse(words(&format!("explain {line}"))) {
+        Ok(Command::Explain { packet, interface, .. }) => Ok((packet, interface)),
+        Ok(other) => panic!("{line}: {other:?}"),
+        Err(usage) => Err(usage.to_string()),
+    };
+    let of = |protocol, syn| Packet {
+        protocol,
+        client: "198.51.100.7:40000".parse().expect("an address"),
+        vip: "192.168.1.100:80".parse().expect("an address"),
+        syn,
+    };
+    let (client, vip) = ("198.51.100.7:40000", "192.168.1.100:80");
+    assert_eq!(packet(&format!("{client} {vip}")), Ok((of(Protocol::Tcp, false), None)));
+    assert_eq!(packet(&format!("{client} {vip}/tcp --syn")), Ok((of(Protocol::Tcp, true), None)));
+    let on = Some("eth1".to_owned());
+    assert_eq!(packet(&format!("{client} {vip}/udp --interface eth1")), Ok((of(Protocol::Udp, false), on)));
+    for (line, complaint) in [
+        (format!("{client} {vip}/udp --syn"), "a datagram of UDP opens nothing"),
+        (format!("{client} {vip}/any"), "one packet is of TCP or of UDP"),
+        (format!("198.51.100.7 {vip}"), "it is not an IPv4 address and a port"),
+        (client.to_owned(), "the VIP and its port"),
+    ] {
+        let said = packet(&line).expect_err("a complaint");
+        assert!(said.contains(complaint), "{line}: {said}");
+    }
+}
+
+#[test]
+fn what_is_watched() {
+    use crate::dataplane::Happening;
+    let watched = |line: &str| match parse(words(line)) {
+        Ok(Command::Trace(watching, _) | Command::Capture { watching, .. }) => Ok(watching),
+        Ok(other) => panic!("{line}: {other:?}"),
+        Err(usage) => Err(usage.to_string()),
+    };
+    let plain = watched("trace").expect("nothing is required");
+    assert_eq!((plain.rate, plain.limit, plain.reasons.len()), (1000, None, 0));
+    let trace = watched(
+        "trace --client 10.1.0.0/16 --service web --backend 10.0.0.10 --reason table_full --reason opened --limit 3 \
+         --duration 10s --sample 100 --rate 50",
+    );
+    let trace = trace.expect("all of it is right");
+    assert_eq!(
+        (trace.client, trace.service),
+        (Some(("10.1.0.0".parse().expect("one"), 16)), Some("web".into()))
+    );
+    assert_eq!((trace.backend, trace.limit), (Some(("10.0.0.10".parse().expect("one"), None)), Some(3)));
+    assert_eq!((trace.sample, trace.rate, trace.events), (Some(100), 50, vec![Happening::Opened]));
+    assert_eq!(
+        (trace.reasons[0].name, trace.duration),
+        ("table_full", Some(std::time::Duration::from_secs(10)))
+    );
+    let capture = parse(words("capture -w x.pcapng --snaplen 128"));
+    assert!(matches!(capture, Ok(Command::Capture { length: 128, .. })), "{capture:?}");
+    for (line, complaint) in [
+        ("capture", "the file"),
+        ("capture -w x --snaplen 4000", "it is more than 2048"),
+        ("trace --reason tabel_full", "no packet ends like that"),
+        ("trace --client 10.1.0.0/40", "is not a number from 0 to 32"),
+        ("trace --rate 0", "it is not a number from 1 on"),
+    ] {
+        let said = watched(line).expect_err("a complaint");
+        assert!(said.contains(complaint), "{line}: {said}");
+    }
 }

@@ -5,22 +5,28 @@
 //! that bad arguments are found before anything else happens, without root too. The other modules carry commands out.
 
 mod args;
+mod capture;
 mod change;
 mod check;
 mod complaints;
 mod examples;
+mod explain;
+mod find;
 mod instance;
 mod manual;
+mod names;
 mod rates;
 mod resolve;
 mod show;
 mod source;
 mod tables;
+mod trace;
 mod usage;
 mod verbs;
 mod verify;
 mod veth_peer;
 mod wait;
+mod watching;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,13 +38,18 @@ use clap_complete::Shell;
 use crate::config::Config;
 use crate::control::{Ask, Filter};
 
+pub use capture::capture;
 pub use change::change;
 pub use check::{check, check_file, load};
+pub use explain::{Packet, explain};
+pub use find::find;
 pub use manual::{completions, manual};
 pub use show::show;
+pub use trace::trace;
 pub use usage::Usage;
 pub use verify::verify;
 pub use veth_peer::veth_peer;
+pub use watching::Watching;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +74,28 @@ pub enum Command {
     CheckFile(PathBuf),
     /// Show something of an instance.
     Show(Show, Instance),
+    /// Tell what would become of a packet.
+    Explain {
+        /// The packet.
+        packet: Packet,
+        /// On which interface it arrives.
+        interface: Option<String>,
+        /// Which instance.
+        instance: Instance,
+    },
+    /// Show what becomes of packets.
+    Trace(Watching, Instance),
+    /// Write frames to a file.
+    Capture {
+        /// Which.
+        watching: Watching,
+        /// The file; `-` is stdout.
+        file: PathBuf,
+        /// Bytes of each frame at most.
+        length: u32,
+        /// Which instance.
+        instance: Instance,
+    },
     /// Have an instance change something.
     Change {
         /// What.
@@ -108,6 +141,19 @@ pub struct Instance {
     pub socket: PathBuf,
     /// As JSON, not for people.
     pub json: bool,
+    /// By what it was named.
+    pub named: Named,
+}
+
+/// By what an instance was named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// By nothing: another than the usual one is meant if that is the only one that runs.
+    No,
+    /// By its socket: only its process knows where it has its pins.
+    Socket,
+    /// By its pins.
+    Pins,
 }
 
 /// What is to be shown.

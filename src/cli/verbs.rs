@@ -40,6 +40,43 @@ pub(super) enum Verb {
         #[command(flatten)]
         target: Target,
     },
+    /// Tell what would become of a packet, step by step
+    Explain {
+        /// Who sends it
+        #[arg(value_name = "CLIENT:PORT", required = true)]
+        client: Option<OsString>,
+        /// For whom it is: ADDR:PORT[/tcp|/udp]
+        #[arg(value_name = "VIP:PORT", required = true)]
+        vip: Option<OsString>,
+        /// It opens a connection of TCP, instead of belonging to one
+        #[arg(long)]
+        syn: bool,
+        /// On which interface it arrives [default: that by which the client is reached]
+        #[arg(long, value_name = "IFACE")]
+        interface: Option<OsString>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show connections that open, are confirmed and end, and packets that are dropped
+    Trace {
+        #[command(flatten)]
+        watch: WatchArgs,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Write frames as they came and as they left into a file for Wireshark
+    Capture {
+        /// The file, in pcapng; - is stdout
+        #[arg(short, long, value_name = "FILE", required = true)]
+        write: Option<OsString>,
+        /// So many bytes of each frame at most [default: 2048, which is the most]
+        #[arg(long, value_name = "BYTES")]
+        snaplen: Option<OsString>,
+        #[command(flatten)]
+        watch: WatchArgs,
+        #[command(flatten)]
+        target: Target,
+    },
     /// List, add and remove services
     Service {
         #[command(subcommand)]
@@ -135,6 +172,36 @@ pub(super) struct Target {
     /// As JSON
     #[arg(long, global = true)]
     pub(super) json: bool,
+}
+
+/// Which packets are watched, and for how long.
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    /// Those of this client, or of these
+    #[arg(long, value_name = "ADDR[/BITS]")]
+    pub(super) client: Option<OsString>,
+    /// Those of this service, by its name or ADDR:PORT[/tcp|/udp]
+    #[arg(long, value_name = "SERVICE")]
+    pub(super) service: Option<OsString>,
+    /// Those of this backend
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub(super) backend: Option<OsString>,
+    /// Those that end like this: table_full, drop/no_backend, a whole class (sent, stack, pass, drop, error), or do this to
+    /// their connection: opened, confirmed, closed, reset; can be repeated
+    #[arg(long = "reason", value_name = "REASON")]
+    pub(super) reasons: Vec<OsString>,
+    /// End after so many
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<OsString>,
+    /// End after this time
+    #[arg(long, value_name = "DURATION")]
+    pub(super) duration: Option<OsString>,
+    /// One connection in so many
+    #[arg(long, value_name = "N")]
+    pub(super) sample: Option<OsString>,
+    /// So many a second at most [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub(super) rate: Option<OsString>,
 }
 
 /// What there is to be done with services.

@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::affinity::Client;
+use super::events::Events;
 use super::hash::{candidates, hash};
 use super::loads::{Counted, Loads};
 use super::mapped::Rows;
@@ -66,7 +67,7 @@ impl State {
     }
 
     /// What loads count, as the program sees it.
-    fn is_live(self) -> bool {
+    pub(super) fn is_live(self) -> bool {
         self.is_entry() && self.phase() != lb_phase::LB_PHASE_CLOSED && !self.expired()
     }
 
@@ -146,6 +147,8 @@ pub struct Walked<'a> {
     pub backends: &'a Rows<lb_backend>,
     /// Their loads.
     pub loads: Loads<'a>,
+    /// What became of connections, where their ends are counted.
+    pub events: Events<'a>,
     /// The next hops that connections name.
     pub nexthops: &'a Rows<lb_nexthop>,
 }
@@ -219,12 +222,15 @@ impl<'a> Sweeper<'a> {
     fn swap(&self, census: &mut Census, word: &AtomicU64, from: State, to: State) -> State {
         match word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire) {
             Err(met) => return State(met),
-            Ok(_) if from.counted() == to.counted() => {}
-            Ok(_) if to.counted() => {
+            Ok(_) => self.tables.events.follow(from, to),
+        }
+        match (from.counted(), to.counted()) {
+            (before, after) if before == after => {}
+            (_, true) => {
                 self.tables.loads.opened(to.backend());
                 census.counted(to.backend()).opened += 1;
             }
-            Ok(_) => {
+            (_, false) => {
                 self.tables.loads.ended(from.backend());
                 census.counted(from.backend()).ended += 1;
             }

@@ -47,7 +47,7 @@ impl LifeState {
     }
 
     /// `None` for a slot without a connection that goes on.
-    fn of(state: State) -> Option<LifeState> {
+    pub(super) fn of(state: State) -> Option<LifeState> {
         match state.phase() {
             lb_phase::LB_PHASE_UNCONFIRMED | lb_phase::LB_PHASE_ANSWERED => Some(LifeState::Unconfirmed),
             lb_phase::LB_PHASE_ESTABLISHED => Some(LifeState::Established),
@@ -181,6 +181,7 @@ impl<'a> Entries<'a> {
             match found.swap(from, to) {
                 Ok(()) => {
                     follow(self.tables.loads(), from, to);
+                    self.tables.events().ended(from, to);
                     return true;
                 }
                 Err(Some(met)) => from = met,
@@ -309,7 +310,7 @@ fn follow(loads: Loads<'_>, from: State, to: State) {
     }
 }
 
-fn is_up(row: &lb_backend) -> bool {
+pub(super) fn is_up(row: &lb_backend) -> bool {
     u32::from(row.state) == lb_backend_state::LB_BACKEND_UP.0
         && u32::from(row.flags) & lb_backend_flags::LB_BACKEND_REMOVED.0 == 0
 }

@@ -68,7 +68,7 @@ fn bpffs_mounts(mountinfo: &str) -> Vec<PathBuf> {
 }
 
 /// The id of the program that a pin is of, by itself or by a link.
-fn program_behind(pin: &Path) -> Option<u32> {
+pub(super) fn program_behind(pin: &Path) -> Option<u32> {
     let path = CString::new(pin.as_os_str().as_bytes()).ok()?;
     // SAFETY: a C string that outlives the call.
     let object = unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) };

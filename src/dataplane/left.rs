@@ -23,6 +23,9 @@ const NAME_LENGTH: usize = 15;
 const NEEDED: [&str; 8] =
     ["directory", "services", "service_states", "rings", "backends", "nexthops", "connections", "settings"];
 
+/// Tables that no packet needs, so that programs do not name them.
+const NOT_THE_PROGRAMS: [&str; 3] = ["settings", "backend_checks", "history"];
+
 /// What an instance that died left: links that still run its program, and the tables that this uses.
 ///
 /// The attached program is the truth. Pins only give names to what it uses: after a crash in the middle of a start they may
@@ -102,13 +105,13 @@ impl Left {
 }
 
 impl TableSet {
-    /// Settings that the program does not name are those pinned beside it.
+    /// Tables that the program does not name are those pinned beside it.
     fn new(mut maps: HashMap<&'static str, MapHandle>, pinned: &Pinned) -> Result<TableSet> {
-        if let (false, Some(settings)) = (maps.contains_key("settings"), pinned.tables.get("settings")) {
-            maps.insert(
-                "settings",
-                MapHandle::try_from(settings).context("could not take hold of the settings")?,
-            );
+        for name in NOT_THE_PROGRAMS {
+            if let (false, Some(map)) = (maps.contains_key(name), pinned.tables.get(name)) {
+                let map = MapHandle::try_from(map);
+                maps.insert(name, map.with_context(|| format!("could not take hold of the table {name}"))?);
+            }
         }
         let settings = maps.get("settings").map(read_settings).transpose()?.unwrap_or_default();
         let maps: BTreeMap<_, _> = maps.into_iter().collect();
@@ -202,7 +205,8 @@ impl Pinned {
             };
             let map =
                 map.with_context(|| format!("could not take hold of the attached program's map {id}"))?;
-            let kernels = map.name().to_string_lossy().into_owned();
+            // A section of the program's data is pinned without the dots of its name.
+            let kernels = map.name().to_string_lossy().trim_start_matches('.').replace('.', "_");
             let cut = |name: &str| name.get(..NAME_LENGTH).unwrap_or(name).to_owned();
             if let Some(name) = TABLE_NAMES.iter().find(|name| cut(name) == cut(&kernels)) {
                 found.insert(*name, map);

@@ -9,7 +9,7 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, MapType, PrintLevel};
 
 use super::skeleton::lb::{OpenXdpLbSkel, XdpLbSkelBuilder};
-use super::tables::{Capacity, Shape, Tables, reuse, shapes};
+use super::tables::{Capacity, Shape, Tables, from_bytes, reuse, shapes};
 use super::types;
 
 /// The balancer's name in the kernel.
@@ -26,12 +26,22 @@ pub struct Profile {
     pub stack: bool,
     /// The table's clock is set by a test.
     pub test_clock: bool,
+    /// Changes no table and counts nothing, but notes its steps.
+    pub explain: bool,
+    /// It cannot be watched: what that costs is measured against it.
+    pub blind: bool,
 }
 
 impl Profile {
     /// A driver whose frames come from a wire.
-    pub const NATIVE: Profile =
-        Profile { skb_mode: false, partial_possible: false, stack: false, test_clock: false };
+    pub const NATIVE: Profile = Profile {
+        skb_mode: false,
+        partial_possible: false,
+        stack: false,
+        test_clock: false,
+        explain: false,
+        blind: false,
+    };
     /// A virtual device in native mode, whose frames may come from a local sender.
     pub const NATIVE_VIRTUAL: Profile = Profile { partial_possible: true, ..Self::NATIVE };
     /// Any device in SKB mode, where only the kernel can deliver what is larger than the MTU or has an unfinished checksum.
@@ -41,6 +51,11 @@ impl Profile {
 
     /// Every profile that an interface can get.
     pub const ALL: [Profile; 4] = [Self::NATIVE, Self::NATIVE_VIRTUAL, Self::SKB, Self::SKB_DIRECT];
+
+    /// The one whose programs are pinned under this name.
+    pub(super) fn from_name(name: &str) -> Option<Profile> {
+        Self::ALL.into_iter().find(|profile| profile.name() == name)
+    }
 
     /// A name for people and for the pin.
     pub fn name(self) -> &'static str {
@@ -58,6 +73,8 @@ impl Profile {
             partial_possible: self.partial_possible.into(),
             test_clock: self.test_clock.into(),
             stack: self.stack.into(),
+            explain: self.explain.into(),
+            blind: self.blind.into(),
             ..Default::default()
         }
     }
@@ -87,6 +104,11 @@ impl Program {
         self.set_global(offset_of!(types::bss, lb_test_random), number)
     }
 
+    /// Sets the time in microseconds by which such a program measures handshakes.
+    pub(super) fn set_test_micros(&self, now: u32) -> Result<()> {
+        self.set_global(offset_of!(types::bss, lb_test_micros), now)
+    }
+
     fn set_global(&self, at: usize, value: u32) -> Result<()> {
         let key = 0u32.to_ne_bytes();
         let mut globals = self
@@ -96,6 +118,15 @@ impl Program {
             .context("the program has no globals")?;
         globals[at..at + size_of_val(&value)].copy_from_slice(&value.to_ne_bytes());
         self.globals.update(&key, &globals, MapFlags::ANY).context("could not set a global of the program")
+    }
+
+    /// What a program that explains noted of the last packet.
+    pub(super) fn explained(&self) -> Result<types::lb_explained> {
+        let globals = self.globals.lookup(&0u32.to_ne_bytes(), MapFlags::ANY);
+        let globals = globals.context("could not read the program's globals")?;
+        let globals = globals.context("the program has no globals")?;
+        let at = offset_of!(types::bss, lb_explained);
+        from_bytes(&globals[at..at + size_of::<types::lb_explained>()])
     }
 
     pub(super) fn clear_globals(&self) -> Result<()> {

@@ -8,6 +8,8 @@ mod connections;
 mod directory;
 mod drivers;
 mod entries;
+mod events;
+mod explain;
 mod features;
 mod hash;
 mod inspect;
@@ -28,6 +30,7 @@ mod skeleton;
 mod tables;
 mod usage;
 mod verify;
+mod watch;
 
 pub use affinity::{Affinity, Client, ClientRecord, sweep_interval};
 pub use attach::{Mode, program_name, program_on};
@@ -38,6 +41,10 @@ pub use directory::SERVICES_PER_BACKEND;
 pub(crate) use directory::ipv4_of;
 pub use drivers::{DriverXdp, driver_xdp};
 pub use entries::{Entries, Entry, LifeState, Listing, Which};
+pub use events::{BackendEvents, Events, Histogram};
+pub use explain::{
+    Choice, ConnectionFound, Explainer, Explanation, HopFound, OnInterface, ServiceFound, on_interfaces,
+};
 pub use features::{XdpFeatures, driver_of, gro_of, kernel_release, xdp_features};
 pub use inspect::{PinDirState, kernel_features, pins_of, xdp_link_on};
 pub use left::Left;
@@ -54,3 +61,4 @@ pub use record::Record;
 pub use skeleton::lb::types;
 pub use tables::{Capacity, Counter, Tables};
 pub use verify::{Verified, verify_all};
+pub use watch::{Happening, Seen, Watch, WatchFor, now_of_records};

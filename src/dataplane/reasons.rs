@@ -51,6 +51,11 @@ impl Reason {
         Reason { class, number, name, help }
     }
 
+    /// The one with this row of the counters.
+    pub fn of_code(code: u32) -> Option<&'static Reason> {
+        Reason::ALL.iter().find(|reason| reason.code() == code)
+    }
+
     /// The row of the counters, and what the program's steps return.
     pub fn code(&self) -> u32 {
         (self.class as u32) << lb_constants::LB_REASON_BITS.0 | self.number

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapInfo, OpenMapMut};
@@ -7,6 +8,7 @@ use plain::Plain;
 
 use super::affinity::Affinity;
 use super::connections::{Sweeper, Walked};
+use super::events::Events;
 use super::loads::Loads;
 use super::mapped::Rows;
 use super::skeleton::lb::{OpenXdpLbMaps, XdpLbMaps};
@@ -25,6 +27,8 @@ macro_rules! for_each_map {
             backends,
             backend_loads,
             backend_answers,
+            backend_events,
+            backend_checks,
             affinity,
             nexthops,
             unresolved,
@@ -33,6 +37,11 @@ macro_rules! for_each_map {
             egresses,
             reason_counters,
             backend_counters,
+            handshakes,
+            history,
+            watched,
+            watch_scratch,
+            data_watch,
             settings
         )
     };
@@ -43,7 +52,7 @@ macro_rules! names {
 }
 
 /// What the tables are called, and pinned under.
-pub(super) const TABLE_NAMES: [&str; 16] = for_each_map!(names);
+pub(super) const TABLE_NAMES: [&str; 23] = for_each_map!(names);
 
 /// How many rows each table has; they cannot grow while the program is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +112,11 @@ impl Capacity {
         })
     }
 
+    /// How many connections a table of so many slots promises to hold.
+    pub fn promised(slots: u64) -> u64 {
+        slots * 2 / 7
+    }
+
     /// Room to remember clients of sticky services: one for four connections, since most hold several. Where there are
     /// more, the least recently used ones lose their place, and no connection.
     pub fn with_affinity(self, connections: u32) -> Capacity {
@@ -156,6 +170,8 @@ impl Capacity {
             (&mut maps.backend_counters, self.backends),
             (&mut maps.backend_loads, self.backends),
             (&mut maps.backend_answers, self.backends),
+            (&mut maps.backend_events, self.backends),
+            (&mut maps.backend_checks, self.backends),
             (&mut maps.affinity, self.affinity),
             (&mut maps.rings, self.ring_lines),
             (&mut maps.nexthops, self.nexthops),
@@ -170,8 +186,17 @@ impl Capacity {
 }
 
 /// The tables that hold the configuration. Their rows name each other by index, so that one of them is never replaced alone.
-pub(super) const CONFIGURATION: [&str; 7] =
-    ["directory", "services", "service_states", "rings", "backends", "backend_counters", "backend_answers"];
+pub(super) const CONFIGURATION: [&str; 9] = [
+    "directory",
+    "services",
+    "service_states",
+    "rings",
+    "backends",
+    "backend_counters",
+    "backend_answers",
+    "backend_events",
+    "backend_checks",
+];
 
 /// What a map must be like to serve as one of our tables: type, size of keys, size of values, flags, rows.
 pub(super) type Shape = (u32, u32, u32, u32, u32);
@@ -209,6 +234,10 @@ pub struct Tables {
     pub backend_loads: Rows<types::lb_backend_load>,
     /// By backend index: how many SYNs since its last SYN-ACK, and how many it refused.
     pub backend_answers: Rows<types::lb_backend_answers>,
+    /// What became of the connections of each backend. Row 0 has those of backends that are gone.
+    pub backend_events: Rows<types::lb_backend_events>,
+    /// What checks of each backend found; row 0 as above.
+    pub backend_checks: Rows<types::lb_backend_checks>,
     affinity: MapHandle,
     /// Next hops by index.
     pub nexthops: Rows<types::lb_nexthop>,
@@ -220,7 +249,17 @@ pub struct Tables {
     pub(super) egresses: MapHandle,
     reason_counters: MapHandle,
     backend_counters: MapHandle,
+    /// When handshakes that are under way began.
+    pub handshakes: Rows<types::lb_handshake>,
+    /// What the control plane did.
+    pub history: Rows<types::lb_history>,
+    /// The ring of what is watched.
+    pub(super) watched: MapHandle,
+    watch_scratch: MapHandle,
+    /// Who watches what.
+    pub(super) data_watch: Rows<types::lb_watch>,
     settings: MapHandle,
+    retiring: AtomicU64,
 }
 
 impl Tables {
@@ -261,6 +300,8 @@ impl Tables {
             backends: Rows::map(handle("backends")?)?,
             backend_loads: Rows::map(handle("backend_loads")?)?,
             backend_answers: Rows::map(handle("backend_answers")?)?,
+            backend_events: Rows::map(handle("backend_events")?)?,
+            backend_checks: Rows::map(handle("backend_checks")?)?,
             affinity: handle("affinity")?,
             nexthops: Rows::map(handle("nexthops")?)?,
             unresolved: Rows::map(handle("unresolved")?)?,
@@ -269,12 +310,18 @@ impl Tables {
             egresses: handle("egresses")?,
             reason_counters: handle("reason_counters")?,
             backend_counters: handle("backend_counters")?,
+            handshakes: Rows::map(handle("handshakes")?)?,
+            history: Rows::map(handle("history")?)?,
+            watched: handle("watched")?,
+            watch_scratch: handle("watch_scratch")?,
+            data_watch: Rows::map(handle("data_watch")?)?,
             settings: handle("settings")?,
+            retiring: AtomicU64::new(0),
         })
     }
 
     /// Every table with its name.
-    pub(super) fn handles(&self) -> [(&'static str, &MapHandle); 16] {
+    pub(super) fn handles(&self) -> [(&'static str, &MapHandle); 23] {
         [
             ("directory", &self.directory),
             ("services", self.services.handle()),
@@ -283,6 +330,8 @@ impl Tables {
             ("backends", self.backends.handle()),
             ("backend_loads", self.backend_loads.handle()),
             ("backend_answers", self.backend_answers.handle()),
+            ("backend_events", self.backend_events.handle()),
+            ("backend_checks", self.backend_checks.handle()),
             ("affinity", &self.affinity),
             ("nexthops", self.nexthops.handle()),
             ("unresolved", self.unresolved.handle()),
@@ -291,6 +340,11 @@ impl Tables {
             ("egresses", &self.egresses),
             ("reason_counters", &self.reason_counters),
             ("backend_counters", &self.backend_counters),
+            ("handshakes", self.handshakes.handle()),
+            ("history", self.history.handle()),
+            ("watched", &self.watched),
+            ("watch_scratch", &self.watch_scratch),
+            ("data_watch", self.data_watch.handle()),
             ("settings", &self.settings),
         ]
     }
@@ -318,8 +372,14 @@ impl Tables {
             connections: &self.connections,
             backends: &self.backends,
             loads: self.loads(),
+            events: self.events(),
             nexthops: &self.nexthops,
         }
+    }
+
+    /// What became of connections, to be counted.
+    pub fn events(&self) -> Events<'_> {
+        Events(&self.backend_events)
     }
 
     /// The loads that least connections go by.
@@ -349,19 +409,40 @@ impl Tables {
             .with_context(|| format!("could not set the counters of backend {index}"))
     }
 
-    /// A row that is used for another backend counts from 0. Returns what was in it, if that was something else.
-    pub(super) fn clear_backend_counters(&self, index: u16) -> Result<Option<Vec<Vec<u8>>>> {
-        let before = self
-            .backend_counters
+    /// Adds what a backend's row counted to row 0, which no packet counts in: what all backends counted together never goes
+    /// back. The row is to count for another backend from 0.
+    pub(super) fn retire_backend(&self, index: u16) -> Result<()> {
+        self.retiring.fetch_add(1, Ordering::AcqRel);
+        let retired = self.retire_counters(index);
+        retire(&self.backend_events, index);
+        retire(&self.backend_checks, index);
+        self.retiring.fetch_add(1, Ordering::AcqRel);
+        retired
+    }
+
+    /// A backend's counters, one value for each CPU.
+    pub(super) fn backend_counters_of_cpus(&self, index: u16) -> Result<Vec<Vec<u8>>> {
+        self.backend_counters
             .lookup_percpu(&u32::from(index).to_ne_bytes(), MapFlags::ANY)
             .with_context(|| format!("could not read the counters of backend {index}"))?
-            .with_context(|| format!("there are no counters of backend {index}"))?;
+            .with_context(|| format!("there are no counters of backend {index}"))
+    }
+
+    fn retire_counters(&self, index: u16) -> Result<()> {
+        let before = self.backend_counters_of_cpus(index)?;
         if before.iter().flatten().all(|byte| *byte == 0) {
-            return Ok(None);
+            return Ok(());
         }
-        let zeros: Vec<Vec<u8>> = before.iter().map(|value| vec![0; value.len()]).collect();
-        self.set_backend_counters(index, &zeros)?;
-        Ok(Some(before))
+        let gone = self.backend_counters_of_cpus(0)?;
+        let sums: Vec<_> = gone.iter().zip(&before).map(|(gone, row)| sum_of_words(gone, row)).collect();
+        let zeros: Vec<_> = before.iter().map(|value| vec![0; value.len()]).collect();
+        self.set_backend_counters(0, &sums)?;
+        self.set_backend_counters(index, &zeros)
+    }
+
+    /// Odd while a row is being retired, another number after each: what is read meanwhile may count it twice.
+    pub fn retirements(&self) -> u64 {
+        self.retiring.load(Ordering::Acquire)
     }
 
     /// Packets and bytes that met a reason, over all CPUs.
@@ -382,6 +463,22 @@ impl Tables {
             sum
         }))
     }
+}
+
+/// Moves what a row of counters counted to row 0. All of the row is 64-bit counters.
+fn retire<T: Plain + Copy>(rows: &Rows<T>, index: u16) {
+    for offset in (0..size_of::<T>()).step_by(size_of::<u64>()) {
+        let words = rows.word(usize::from(index), offset).zip(rows.word(0, offset));
+        if let Some((word, gone)) = words {
+            gone.fetch_add(word.swap(0, Ordering::AcqRel), Ordering::AcqRel);
+        }
+    }
+}
+
+fn sum_of_words(a: &[u8], b: &[u8]) -> Vec<u8> {
+    let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
+    let (a, b) = (a.chunks_exact(size_of::<u64>()), b.chunks_exact(size_of::<u64>()));
+    a.zip(b).flat_map(|(a, b)| word(a).wrapping_add(word(b)).to_ne_bytes()).collect()
 }
 
 /// What is in a table of settings. One of another version may be shorter or longer: what is missing is 0.

@@ -33,6 +33,7 @@ pub fn verify_all() -> Result<Vec<Verified>> {
     let mut all = Vec::new();
     for profile in Profile::ALL {
         all.push(verify_balancer(profile)?);
+        all.push(verify_balancer(Profile { explain: true, ..profile })?);
     }
     all.extend(verify_peers()?);
     Ok(all)
@@ -59,7 +60,8 @@ fn verify_balancer(profile: Profile) -> Result<Verified> {
         .directory
         .set_inner_map_fd(inner.as_fd())
         .context("could not give the table directory its lines")?;
-    let name = format!("xdp_lb ({})", profile.name());
+    let explains = if profile.explain { ", explains" } else { "" };
+    let name = format!("xdp_lb ({}{explains})", profile.name());
     let log = log_of(&mut skeleton.progs.xdp_lb)?;
     let loaded = capture(|| skeleton.load());
     let result = loaded.map(drop);

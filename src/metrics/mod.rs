@@ -6,4 +6,7 @@ mod snapshot;
 
 pub use connections::{ConnectionFigures, Connections};
 pub use report::render;
-pub use snapshot::{BackendFigures, HealthFigures, ReasonFigures, ServiceFigures, Snapshot};
+pub use snapshot::{
+    BackendFigures, CheckFigures, GoneFigures, HealthFigures, HistoryFigures, ReasonFigures, ServiceFigures,
+    Snapshot, TableFigures,
+};

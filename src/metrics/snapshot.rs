@@ -5,7 +5,9 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::types::{lb_backend, lb_backend_flags, lb_backend_state, lb_service};
-use crate::dataplane::{Census, Class, Counter, Reason, Tables, ipv4_of, scheduler_of};
+use crate::dataplane::{
+    BackendEvents, Capacity, Census, Class, Counter, Histogram, Reason, Tables, ipv4_of, scheduler_of,
+};
 use crate::model::{Protocol, Service};
 
 /// Every figure of an instance at one time. Its JSON is stable: fields are added, never renamed.
@@ -17,6 +19,53 @@ pub struct Snapshot {
     pub reasons: Vec<ReasonFigures>,
     /// The connection table.
     pub table: TableFigures,
+    /// What backends counted that are gone: with it, no sum over all backends ever goes back.
+    #[serde(default)]
+    pub gone: GoneFigures,
+    /// What the process did, and those before it on the same tables.
+    #[serde(default)]
+    pub history: HistoryFigures,
+}
+
+/// What backends counted that are gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneFigures {
+    /// Connections opened.
+    pub connections: u64,
+    /// What was sent to them.
+    pub to_backend: Counter,
+    /// What they answered.
+    pub to_client: Counter,
+    /// What became of their connections.
+    pub events: BackendEvents,
+    /// What checks of them found.
+    pub checks: CheckFigures,
+}
+
+/// What checks of a backend found, over all processes that used its tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckFigures {
+    /// Checks that it passed.
+    pub passed: u64,
+    /// Checks that it failed.
+    pub failed: u64,
+    /// How long both took.
+    pub durations: Histogram,
+}
+
+/// What the control plane did, over all processes that used the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryFigures {
+    /// Reloads carried out.
+    pub reloads: u64,
+    /// Reloads that failed, and changed nothing.
+    pub reloads_failed: u64,
+    /// Whether the last one failed.
+    pub last_reload_failed: bool,
+    /// Changes of what runs: by reloads, and live ones.
+    pub changes: u64,
+    /// When the last of them was, in seconds since 1970.
+    pub last_change: Option<u64>,
 }
 
 /// One service.
@@ -55,6 +104,12 @@ pub struct BackendFigures {
     pub to_backend: Counter,
     /// What it answered.
     pub to_client: Counter,
+    /// What became of its connections.
+    #[serde(default)]
+    pub events: BackendEvents,
+    /// What checks of it found.
+    #[serde(default)]
+    pub checks: CheckFigures,
     /// What is known of its health, while a process runs that checks it.
     #[serde(default)]
     pub health: Option<HealthFigures>,
@@ -110,6 +165,9 @@ pub struct ReasonFigures {
 pub struct TableFigures {
     /// Slots in all; more than the connections promised.
     pub slots: u64,
+    /// Connections that it promises to hold.
+    #[serde(default)]
+    pub promised: u64,
     /// Confirmed connections within their timeout.
     pub confirmed: u64,
     /// Unconfirmed ones within theirs.
@@ -126,10 +184,13 @@ impl Snapshot {
             reasons: reasons(tables)?,
             table: TableFigures {
                 slots: census.slots,
+                promised: Capacity::promised(census.slots),
                 confirmed: census.confirmed,
                 unconfirmed: census.unconfirmed,
                 replaceable: census.replaceable,
             },
+            gone: gone(tables)?,
+            history: history(tables)?,
         })
     }
 
@@ -158,6 +219,39 @@ impl Snapshot {
     pub fn class(&self, class: Class) -> Counter {
         self.reasons.iter().filter(|reason| reason.class == class.name()).map(|reason| reason.counter).sum()
     }
+}
+
+fn gone(tables: &Tables) -> Result<GoneFigures> {
+    let counters = tables.backend_counters(0)?;
+    Ok(GoneFigures {
+        connections: counters.connections,
+        to_backend: Counter::from(&counters.to_backend),
+        to_client: Counter::from(&counters.to_client),
+        events: events(tables, 0)?,
+        checks: checks(tables, 0)?,
+    })
+}
+
+fn events(tables: &Tables, index: u16) -> Result<BackendEvents> {
+    let row = tables.backend_events.get(usize::from(index));
+    Ok(BackendEvents::from(&row.with_context(|| format!("there are no events of backend {index}"))?))
+}
+
+fn checks(tables: &Tables, index: u16) -> Result<CheckFigures> {
+    let row = tables.backend_checks.get(usize::from(index));
+    let row = row.with_context(|| format!("there are no checks of backend {index}"))?;
+    Ok(CheckFigures { passed: row.passed, failed: row.failed, durations: Histogram::from(&row.duration) })
+}
+
+fn history(tables: &Tables) -> Result<HistoryFigures> {
+    let row = tables.history.get(0).context("the table history is empty")?;
+    Ok(HistoryFigures {
+        reloads: row.reloads,
+        reloads_failed: row.reloads_failed,
+        last_reload_failed: row.last_reload_failed != 0,
+        changes: row.changes,
+        last_change: (row.last_change != 0).then_some(row.last_change),
+    })
 }
 
 fn reasons(tables: &Tables) -> Result<Vec<ReasonFigures>> {
@@ -218,6 +312,8 @@ fn backend(
         connections: counters.connections,
         to_backend: Counter::from(&counters.to_backend),
         to_client: Counter::from(&counters.to_client),
+        events: events(tables, index)?,
+        checks: checks(tables, index)?,
         health: None,
     })
 }

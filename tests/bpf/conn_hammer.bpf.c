@@ -4,7 +4,8 @@
  * What an entry says is a function of its key, so a state that is returned for another key shows. Entries that are known
  * to be confirmed must be found, whatever the others do: the pinned ones from the start to the end, the sessions, which
  * one worker opens and ends again and again, in between. What is counted of a backend is compared with the entries at the
- * end, by the test: some of the backends are counted, and some are now and then.
+ * end, by the test: some of the backends are counted, and some are now and then; and whatever came to a backend has ended
+ * in one way or lives.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
@@ -12,9 +13,11 @@
 
 #include "lb_types.h"
 #include "lb_hash.h"
+#include "access.h"
 #include "maps.h"
 #include "parse.h"
 #include "service.h"
+#include "events.h"
 #include "conn.h"
 #include "affinity.h"
 
@@ -97,6 +100,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } hammer_epochs SEC(".maps");
+
+/* Live entries of a backend that a worker has deleted, which no packet does. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HAMMER_BACKENDS + 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} hammer_deleted SEC(".maps");
 
 /* Not on the line of the clock, which is written all the time. */
 __u64 hammer_keys[HAMMER_KEYS] __attribute__((aligned(LB_LINE)));
@@ -197,6 +208,8 @@ __noinline int hammer_packet(__u64 key, __u32 flags, __u32 stamp)
 	if (!backend)
 		return HAMMER_WRONG;
 	lb_conn_update(conn, key, state, &pkt, backend, nexthop);
+	if (pkt.events)
+		lb_event_note(lb_state_backend(state), pkt.events);
 	return hammer_seen(key, ref.tag, state);
 }
 
@@ -207,10 +220,33 @@ __noinline int hammer_insert(__u64 key, __u32 stamp)
 
 	if (lb_conn_refer(&ref, key))
 		return LB_ERROR_TABLES;
-	return lb_conn_insert(&ref, hammer_new_state(key, ref.tag, stamp), stamp);
+	if (lb_conn_insert(&ref, hammer_new_state(key, ref.tag, stamp), stamp))
+		return LB_DROP_TABLE_FULL;
+	lb_event_note(hammer_backend(hammer_mix(key)), LB_EVENT_OPENED);
+	return LB_CONTINUE;
 }
 
-/* Swaps a key's entry for a new one, or for nothing. Returns 1 if it did, 0 if not. */
+/* Swaps a key's entry for a new one, as in the pipeline, or for nothing. Returns whether it did. */
+static __always_inline int hammer_swap_from(struct lb_conn *conn, __u64 key, __u8 tag, __u64 state, __u32 stamp, int renew)
+{
+	__u32 backend = lb_state_backend(state);
+	__u64 *deleted;
+
+	if (!lb_conn_swap(conn, state, renew ? hammer_new_state(key, tag, stamp) : 0))
+		return 0;
+	if (renew) {
+		if (lb_state_is_live(state))
+			lb_event_moved(backend);
+		lb_event_note(hammer_backend(hammer_mix(key)), LB_EVENT_OPENED);
+		return 1;
+	}
+	deleted = bpf_map_lookup_elem(&hammer_deleted, &backend);
+	if (deleted && lb_state_is_live(state))
+		__sync_fetch_and_add(deleted, 1);
+	return 1;
+}
+
+/* Returns 1 if it did, 0 if not. */
 __noinline int hammer_swap(__u64 key, __u32 stamp, int renew)
 {
 	struct lb_conn_ref ref;
@@ -220,7 +256,7 @@ __noinline int hammer_swap(__u64 key, __u32 stamp, int renew)
 	if (lb_conn_refer(&ref, key))
 		return 0;
 	conn = lb_conn_find(&ref, &state);
-	return conn && lb_conn_swap(conn, state, renew ? hammer_new_state(key, ref.tag, stamp) : 0);
+	return conn && hammer_swap_from(conn, key, ref.tag, state, stamp, renew);
 }
 
 /* Looks into a slot, whatever the key that stands there. */

@@ -69,11 +69,17 @@ impl Drop for Loop {
 
 /// A socket from a given address, any port, to a server, within a time limit that holds for each step.
 pub fn connect_from(from: Ipv4Addr, to: SocketAddrV4, limit: Duration) -> Result<TcpStream> {
+    connect_from_port(SocketAddrV4::new(from, 0), to, limit)
+}
+
+/// The same from a given port; 0 is any.
+pub fn connect_from_port(from: SocketAddrV4, to: SocketAddrV4, limit: Duration) -> Result<TcpStream> {
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let limit = TimeVal::new(limit.as_secs().try_into()?, limit.subsec_micros().into());
     setsockopt(&socket, sockopt::SendTimeout, &limit)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &limit)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(from, 0)))?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(from))?;
     connect(socket.as_raw_fd(), &SockaddrIn::from(to))?;
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;

@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use plain::Plain;
 use xdp_lb::dataplane::types::{
-    lb_backend, lb_backend_load, lb_bucket, lb_nexthop, lb_phase, lb_settings, lb_state_layout,
+    lb_backend, lb_backend_events, lb_backend_load, lb_bucket, lb_nexthop, lb_phase, lb_settings,
+    lb_state_layout,
 };
-use xdp_lb::dataplane::{Loads, Rows, Sweeper, Walked};
+use xdp_lb::dataplane::{Events, Loads, Rows, Sweeper, Walked};
 
 use super::balancer::PIN_DIR;
 
@@ -18,6 +19,7 @@ pub struct Pinned {
     connections: Rows<lb_bucket>,
     backends: Rows<lb_backend>,
     loads: Rows<lb_backend_load>,
+    events: Rows<lb_backend_events>,
     nexthops: Rows<lb_nexthop>,
     settings: lb_settings,
 }
@@ -54,6 +56,7 @@ impl Pinned {
             connections: rows("connections")?,
             backends: rows("backends")?,
             loads: rows("backend_loads")?,
+            events: rows("backend_events")?,
             nexthops: rows("nexthops")?,
             settings,
         })
@@ -84,6 +87,7 @@ impl Pinned {
             connections: &self.connections,
             backends: &self.backends,
             loads: Loads(&self.loads),
+            events: Events(&self.events),
             nexthops: &self.nexthops,
         };
         let sweeper = Sweeper::new(walked, self.settings, 0);

@@ -21,16 +21,16 @@ impl Machine {
         if packet.ttl <= 1 {
             return Err(Reason::DropTtl);
         }
-        let (backend, new_connection) = self.connect(arrival, packet, service)?;
+        let backend = self.connect(arrival, packet, service)?;
         let row = self.world.backends[&backend].clone();
         let way = self.way_to_backend(arrival.interface, &row);
         let to = Translation { to_backend: true, address: row.address, port: row.port };
         let (verdict, reason, frame) = self.deliver(arrival, packet, &way, to)?;
-        Ok(Delivery { verdict, reason, frame, backend, to_backend: true, new_connection })
+        Ok(Delivery { verdict, reason, frame, backend, to_backend: true })
     }
 
-    /// The backend, and whether this packet has made the entry.
-    fn connect(&mut self, arrival: &Arrival, packet: &Packet, service: u16) -> Result<(u16, bool), Reason> {
+    /// The backend that the packet goes to.
+    fn connect(&mut self, arrival: &Arrival, packet: &Packet, service: u16) -> Result<u16, Reason> {
         let key = Key { client: packet.source, port: packet.source_port, service };
         let found = self.look_up(key);
         if let Some(at) = found {
@@ -38,8 +38,9 @@ impl Machine {
             let row = self.world.backend_of(service, state.backend).map(|backend| backend.state);
             if goes_on(row, state.phase, packet) {
                 let new = self.transition(state, Side::Client, arrival.frame, packet, arrival.clock());
-                self.write(at, key, new, Side::Client, arrival.now);
-                return Ok((state.backend, false));
+                self.write(at, key, new, (Side::Client, packet), arrival.now);
+                self.went_on(state, packet);
+                return Ok(state.backend);
             }
         }
         if packet.protocol == TCP && packet.has(RST) {
@@ -58,18 +59,23 @@ impl Machine {
             ..FREE
         });
         match found {
-            Some(at) => self.swap(at, new),
+            Some(at) => {
+                self.moved(self.state_at(at));
+                self.swap(at, new);
+            }
             None if self.insert(key, new, arrival.clock()) => (),
             None => return Err(Reason::DropTableFull),
         }
-        self.asked(backend, packet);
-        Ok((backend, true))
+        self.opened(backend);
+        self.asked(key, backend, packet);
+        Ok(backend)
     }
 
     /// Puts the state that a packet gives in the place of the one that was read.
-    pub fn write(&mut self, at: Slot, key: Key, new: State, side: Side, now: u32) {
+    pub fn write(&mut self, at: Slot, key: Key, new: State, (side, packet): (Side, &Packet), now: u32) {
         let old = self.state_at(at);
         self.swap(at, new);
+        self.happened(old, new, packet);
         self.remember(key, old, new, side, now);
     }
 }

@@ -18,7 +18,6 @@ pub struct Delivery {
     pub frame: Vec<u8>,
     pub backend: u16,
     pub to_backend: bool,
-    pub new_connection: bool,
 }
 
 /// The address and port that a packet gets: as destination to a backend, as source to a client.

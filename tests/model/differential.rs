@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use xdp_lb::dataplane::types::{
-    lb_backend_answers, lb_backend_load, lb_backend_state, lb_bucket, lb_service_state,
+    lb_backend_answers, lb_backend_events, lb_backend_load, lb_backend_state, lb_bucket, lb_handshake,
+    lb_service_state,
 };
 use xdp_lb::dataplane::{Egress, Reason};
 
-use super::machine::{Answers, BackendCounters, Entry, Machine, Record};
+use super::machine::{Answers, BackendCounters, Entry, Events, Handshake, Machine, Record};
 use super::packets::lab::{Lab, Verdict as Seen, backend_mac};
 use super::scenario::{NEIGHBOURS, Scenario, refresh, set_valid, world};
 use super::sequence::{Hop, Op, Sent, hex};
@@ -87,6 +88,11 @@ impl Twin<'_> {
         for index in self.fresh.backends.keys() {
             tables.backend_loads.set(usize::from(*index), lb_backend_load::default()).unwrap();
             tables.backend_answers.set(usize::from(*index), lb_backend_answers::default()).unwrap();
+            tables.backend_events.set(usize::from(*index), lb_backend_events::default()).unwrap();
+        }
+        // All that were written: the model would have disagreed with others.
+        for row in self.machine.handshakes.keys() {
+            tables.handshakes.set(usize::from(*row), lb_handshake::default()).unwrap();
         }
         for index in self.fresh.services.keys() {
             tables.service_states.set(usize::from(*index), lb_service_state::default()).unwrap();
@@ -115,6 +121,11 @@ impl Twin<'_> {
                 self.random = *number;
                 self.lab.plane.set_test_random(*number).unwrap();
                 format!("lab.plane.set_test_random({number}).unwrap();")
+            }
+            Op::Micros(now) => {
+                self.machine.micros = *now;
+                self.lab.plane.set_test_micros(*now).unwrap();
+                format!("lab.plane.set_test_micros({now}).unwrap();")
             }
             Op::Sweep => self.sweep()?,
             Op::State { row, state } => {
@@ -235,7 +246,7 @@ impl Twin<'_> {
         }
     }
 
-    /// Connections, loads, answers and rotations are looked at after each step; they are mapped memory.
+    /// Connections, loads, answers, events and rotations are looked at after each step; they are mapped memory.
     fn table_differences(&self) -> String {
         let tables = self.lab.plane.tables();
         let mut what = String::new();
@@ -261,6 +272,18 @@ impl Twin<'_> {
             let answers = self.machine.answers.get(index).copied().unwrap_or_default();
             if seen != answers {
                 let _ = write!(what, "answers of {index}: program {seen:?}, model {answers:?}; ");
+            }
+            let seen = events(&tables.backend_events.get(usize::from(*index)).unwrap());
+            let model = self.machine.events.get(index).copied().unwrap_or_default();
+            if seen != model {
+                let _ = write!(what, "events of {index}: program {seen:?}, model {model:?}; ");
+            }
+        }
+        for (row, model) in &self.machine.handshakes {
+            let word = tables.handshakes.get(usize::from(*row)).unwrap().word;
+            let seen = Handshake { tag: (word >> 32) as u32, began: word as u32 };
+            if seen != *model {
+                let _ = write!(what, "handshake {row}: program {seen:x?}, model {model:x?}; ");
             }
         }
         for index in self.fresh.services.keys() {
@@ -295,6 +318,9 @@ impl Twin<'_> {
         let seen = self.records();
         if seen != self.machine.affinity {
             let _ = write!(what, "clients' records: program {seen:?}, model {:?}; ", self.machine.affinity);
+        }
+        for (index, came, went) in self.machine.imbalances() {
+            let _ = write!(what, "backend {index}: {came} opened or revived, {went} ended or live; ");
         }
         let row = "// in the end".to_owned();
         if what.is_empty() { Ok(()) } else { Err(Disagreement { what, row }) }
@@ -334,6 +360,21 @@ impl Twin<'_> {
             (*index, counters)
         };
         self.fresh.backends.keys().map(count).collect()
+    }
+}
+
+fn events(row: &lb_backend_events) -> Events {
+    Events {
+        closed: row.closed,
+        reset: row.reset,
+        expired: row.expired,
+        evicted: row.evicted,
+        moved: row.moved,
+        revived: row.revived,
+        syn_retransmits: row.syn_retransmits,
+        rsts: row.rsts,
+        handshakes: row.handshake.bucket,
+        microseconds: row.handshake.microseconds,
     }
 }
 

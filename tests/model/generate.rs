@@ -54,7 +54,8 @@ impl Generator {
             }
             800..885 => self.time(machine),
             885..900 => Op::Empty { service: self.service(machine), pass: self.chance(75) },
-            900..920 => Op::Random(self.rng.u32(..)),
+            900..910 => Op::Random(self.rng.u32(..)),
+            910..920 => self.micros(machine),
             920..935 => Op::Sweep,
             935..970 => {
                 let down = self.pick(&[State::Down, State::Reset, State::Disabled]);
@@ -312,8 +313,23 @@ impl Generator {
         })
     }
 
+    /// Around the bounds of the histogram, the limit, and where the clock wraps; at times it goes back.
+    fn micros(&mut self, machine: &Machine) -> Op {
+        let by = match self.rng.u32(0..10) {
+            0..6 => (64 << self.rng.u32(0..16)) + self.rng.u32(0..2),
+            6 => 128_000_000 + self.rng.u32(0..2),
+            7 => self.rng.u32(..),
+            _ => self.rng.u32(0..64),
+        };
+        Op::Micros(machine.micros.wrapping_add(by).wrapping_sub(self.rng.u32(0..2)))
+    }
+
     /// SYN, SYN-ACK, ACK, data both ways; one in four also ends.
     fn handshake(&mut self, machine: &Machine) -> Option<Op> {
+        // So that most handshakes take some time.
+        if self.script.is_some() && self.chance(30) {
+            return Some(self.micros(machine));
+        }
         let Script { client, service, stage } = self.script.take()?;
         let steps: [(bool, &str); 7] = [
             (true, "S"),

@@ -38,6 +38,7 @@ impl Machine {
         let Some(victim) = self.victim(key, now) else {
             return false;
         };
+        self.gave_way(self.state_at(victim), now);
         self.swap(victim, State { phase: Phase::Claimed, seen: now, ..FREE });
         self.connections[victim.bucket][victim.slot].key = key.pack();
         self.swap(victim, state);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use crate::deliver::Delivery;
+use crate::events::BUCKETS;
 use crate::parse::{Refusal, parse};
 use crate::reason::Reason;
 use crate::world::{Verdict, World};
@@ -32,6 +33,30 @@ pub struct Load {
 pub struct Answers {
     pub unanswered: u32,
     pub refused: u32,
+}
+
+/// What became of a backend's connections, but for how many were opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    pub closed: u64,
+    pub reset: u64,
+    pub expired: u64,
+    pub evicted: u64,
+    pub moved: u64,
+    pub revived: u64,
+    pub syn_retransmits: u64,
+    pub rsts: u64,
+    /// How many handshakes took how long.
+    pub handshakes: [u64; BUCKETS],
+    /// How long they took together.
+    pub microseconds: u64,
+}
+
+/// When a handshake began, in microseconds. All zeros: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshake {
+    pub tag: u32,
+    pub began: u32,
 }
 
 /// Which backend a client had, and when by the long clock.
@@ -67,6 +92,12 @@ pub struct Machine {
     pub loads: BTreeMap<u16, Load>,
     /// By backend.
     pub answers: BTreeMap<u16, Answers>,
+    /// By backend.
+    pub events: BTreeMap<u16, Events>,
+    /// By row.
+    pub handshakes: BTreeMap<u16, Handshake>,
+    /// The time by which handshakes are measured: what `lb_test_micros` holds.
+    pub micros: u32,
     /// By client and service.
     pub affinity: BTreeMap<(Ipv4Addr, u16), Record>,
     pub senders: Vec<bool>,
@@ -100,6 +131,9 @@ impl Machine {
             connections: vec![[Entry::default(); 4]; world.buckets as usize],
             loads: BTreeMap::new(),
             answers: BTreeMap::new(),
+            events: BTreeMap::new(),
+            handshakes: BTreeMap::new(),
+            micros: 0,
             affinity: BTreeMap::new(),
             senders: vec![false; PARTIAL_SENDERS as usize],
             rotations: BTreeMap::new(),
@@ -161,8 +195,5 @@ impl Machine {
         let counter = if delivery.to_backend { &mut counters.to_backend } else { &mut counters.to_client };
         counter.0 += 1;
         counter.1 += bytes as u64;
-        if delivery.new_connection {
-            counters.connections += 1;
-        }
     }
 }

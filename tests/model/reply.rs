@@ -32,12 +32,13 @@ impl Machine {
         let (way, index) = self.way_to_client(arrival.interface, key.client, state.next_hop);
         let after = self.transition(state, Side::Backend, arrival.frame, packet, arrival.clock());
         let next_hop = if index != 0 { index } else { after.next_hop };
-        self.answered(state, packet);
-        self.write(at, key, State { next_hop, ..after }, Side::Backend, arrival.now);
+        self.answered(key, state, packet);
+        self.write(at, key, State { next_hop, ..after }, (Side::Backend, packet), arrival.now);
+        self.replied(state, packet);
 
         let to = Translation { to_backend: false, address: service.address, port: service.port };
         let (verdict, reason, frame) = self.deliver(arrival, packet, &way, to)?;
-        Ok(Delivery { verdict, reason, frame, backend, to_backend: false, new_connection: false })
+        Ok(Delivery { verdict, reason, frame, backend, to_backend: false })
     }
 
     /// The first entry that names the backend of one of the pairs.

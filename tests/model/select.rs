@@ -89,6 +89,7 @@ impl Machine {
             if self.rank(state, arrival.clock()) <= Rank::Unconfirmed {
                 return true;
             }
+            self.gave_way(state, arrival.clock());
             self.swap(at, FREE);
         }
         false

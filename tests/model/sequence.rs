@@ -14,6 +14,8 @@ pub enum Op {
     Clock(i32),
     /// What the program takes for a random number from now on.
     Random(u32),
+    /// What it takes for the time in microseconds from now on.
+    Micros(u32),
     Sweep,
     State {
         row: usize,

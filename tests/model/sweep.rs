@@ -48,7 +48,9 @@ impl Machine {
         let next_hop = if self.valid_row(state.next_hop).is_some() { state.next_hop } else { 0 };
         let swept = self.with_counted(State { expired: state.expired || over, next_hop, ..state });
         let hidden = state.is_live() && self.is_hidden(key, at);
-        self.swap(at, if hidden { FREE } else { swept });
+        let left = if hidden { FREE } else { swept };
+        self.swept(state, left);
+        self.swap(at, left);
 
         if swept.expired || swept.phase == Phase::Closed {
             census.replaceable += 1;

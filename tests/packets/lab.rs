@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
-use xdp_lb::dataplane::types::{lb_backend_state, lb_service, lb_service_flags};
-use xdp_lb::dataplane::{BackendId, Census, Egress, NextHop, Plane, Profile, Reason, Request};
+use xdp_lb::dataplane::types::{lb_backend_state, lb_service, lb_service_flags, lb_state_layout};
+use xdp_lb::dataplane::{BackendEvents, BackendId, Census, Egress, NextHop, Plane, Profile, Reason, Request};
 use xdp_lb::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
 
 use super::frame::{Frame, Mac, tcp};
@@ -202,6 +202,38 @@ impl Lab {
     pub fn answers(&self, n: usize) -> (u32, u32) {
         let row = self.plane.tables().backend_answers.get(usize::from(self.row(n).index)).unwrap();
         (row.unanswered, row.refused)
+    }
+
+    /// What became of the connections of the n-th row of a backend.
+    pub fn events(&self, n: usize) -> BackendEvents {
+        let row = self.plane.tables().backend_events.get(usize::from(self.row(n).index)).unwrap();
+        BackendEvents::from(&row)
+    }
+
+    /// How many connections of the n-th row of a backend were opened.
+    pub fn opened(&self, n: usize) -> u64 {
+        self.plane.tables().backend_counters(self.row(n).index).unwrap().connections
+    }
+
+    /// Of every row, those of backends that are gone too: whatever was opened or revived has ended or lives.
+    #[track_caller]
+    pub fn balance(&self) {
+        let tables = self.plane.tables();
+        let rows = tables.backend_events.len();
+        let mut live = vec![0; rows];
+        for bucket in 0..tables.connections.len() {
+            for conn in tables.connections.get(bucket).unwrap().conn {
+                let expired = conn.state >> lb_state_layout::LB_STATE_EXPIRED_SHIFT.0 & 1 == 1;
+                let phase = conn.state >> lb_state_layout::LB_STATE_PHASE_SHIFT.0 & 7;
+                live[usize::from(conn.state as u16)] += u64::from((1..=5).contains(&phase) && !expired);
+            }
+        }
+        for (index, live) in live.into_iter().enumerate() {
+            let events = BackendEvents::from(&tables.backend_events.get(index).unwrap());
+            let came = tables.backend_counters(index as u16).unwrap().connections + events.revived;
+            let ended = events.closed + events.reset + events.expired + events.evicted + events.moved;
+            assert_eq!(came, ended + live, "row {index}: {events:?}, {live} live");
+        }
     }
 
     pub fn clock(&mut self, now: u16) {

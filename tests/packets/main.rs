@@ -5,6 +5,7 @@ mod affinity;
 mod answers;
 mod checksums;
 mod delivery;
+mod events;
 mod forward;
 mod frame;
 mod kills;

@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use xdp_lb::dataplane::{Attached, Egress, Left, Mode, NextHop, PinDir, Plane, Profile, Request, TakeOver};
+use xdp_lb::dataplane::types::{lb_backend_checks, lb_histogram};
+use xdp_lb::dataplane::{
+    Attached, BackendEvents, Census, Counter, Egress, Left, Mode, NextHop, PinDir, Plane, Profile, Request,
+    TakeOver,
+};
+use xdp_lb::metrics::{CheckFigures, Snapshot};
 use xdp_lb::model::{Protocol, Scheduler, Service, Timeouts};
 
 use super::frame::{Frame, tcp, udp};
@@ -126,6 +131,109 @@ fn root_a_removed_service_is_forgotten() {
     });
 }
 
+/// Of all backends that are shown and those that are gone: opened; packets to them and from them; ended in each way, revived,
+/// and segments with RST; handshakes and their time; checks.
+fn sums(lab: &Lab) -> Vec<u64> {
+    let snapshot = Snapshot::take(lab.plane.tables(), &Census::default()).unwrap();
+    let gone = &snapshot.gone;
+    let figures = |opened: u64, sent: [&Counter; 2], events: &BackendEvents, checks: &CheckFigures| {
+        let ends = [events.closed, events.reset, events.expired, events.evicted, events.moved];
+        let handshakes = [events.handshakes.count(), events.handshakes.microseconds];
+        let checked = [checks.passed, checks.failed, checks.durations.count(), checks.durations.microseconds];
+        let others = [opened, sent[0].packets, sent[1].packets, events.revived, events.rsts];
+        [&others[..], &ends, &handshakes, &checked].concat()
+    };
+    let backends = snapshot.services.iter().flat_map(|service| &service.backends);
+    let shown = backends.map(|backend| {
+        let sent = [&backend.to_backend, &backend.to_client];
+        figures(backend.connections, sent, &backend.events, &backend.checks)
+    });
+    let gone = figures(gone.connections, [&gone.to_backend, &gone.to_client], &gone.events, &gone.checks);
+    shown.fold(gone, |sum, row| sum.iter().zip(row).map(|(a, b)| a + b).collect())
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_what_was_counted_stays_in_the_sums() {
+    let other = SocketAddrV4::new(*VIP.ip(), 81);
+    let second = service(other, Protocol::Udp, Scheduler::RoundRobin, &[(0, 1), (1, 1)]);
+    let all = vec![web(&[(0, 1), (1, 1), (2, 1)]), second.clone()];
+    lab(setup(all.clone()), move |lab| {
+        for (port, n) in [(40000, 0), (40001, 1), (40002, 2), (40003, 0)] {
+            establish(lab, port, n);
+        }
+        lab.reaches_client("a RST", &reply(40000, 0, "RA"), CLIENT_MAC);
+        for n in 0..2 {
+            lab.reaches_backend("a datagram", &udp(from(50000 + u16::from(n)), other), n);
+        }
+        for row in lab.plane.backends().to_vec() {
+            let checks = lb_backend_checks {
+                duration: lb_histogram { bucket: [1; 16], microseconds: 77 },
+                passed: 3,
+                failed: 4,
+                ..Default::default()
+            };
+            lab.plane.tables().backend_checks.set(row.index.into(), checks).unwrap();
+        }
+        let before = sums(lab);
+        assert_eq!(before[..4], [6, 10, 5, 0], "opened, sent to backends and to clients");
+        let same = |lab: &Lab, what: &str| {
+            assert_eq!(sums(lab), before, "{what}");
+            lab.balance();
+        };
+        // Staged and undone, with rows that were somebody's before.
+        let more = [all.clone(), vec![web_on(82, &[(3, 1), (4, 1)])]].concat();
+        lab.plane.stage(&more).unwrap();
+        same(lab, "staged");
+        lab.plane.abandon();
+        same(lab, "abandoned");
+        lab.plane.apply(&more).unwrap();
+        lab.plane.apply(&all).unwrap();
+        lab.plane.collect().unwrap();
+        same(lab, "a service came and went");
+
+        // Removed while it has connections, come back, and removed for good.
+        lab.plane.apply(&[web(&[(1, 1), (2, 1)]), second.clone()]).unwrap();
+        same(lab, "a backend is removed");
+        lab.plane.apply(&all).unwrap();
+        same(lab, "it comes back");
+        lab.plane.apply(&[web(&[(1, 1), (2, 1)]), second.clone()]).unwrap();
+        lab.reaches_client("its last connection ends", &reply(40003, 0, "RA"), CLIENT_MAC);
+        sleep(Duration::from_millis(2100));
+        let before = sums(lab);
+        assert_eq!(lab.plane.collect().unwrap().len(), 1);
+        assert_eq!(sums(lab), before, "its row is free");
+        lab.balance();
+        assert_eq!(lab.plane.tables().backend_counters(0).unwrap().connections, 2);
+
+        // A service whose connections live goes, and another takes its place.
+        lab.plane.apply(&[web(&[(1, 1), (2, 1)])]).unwrap();
+        assert_eq!(sums(lab), before, "a service is removed");
+        assert_eq!(lab.plane.collect().unwrap(), []);
+        assert!(!lab.plane.has_leavings());
+        let mut after = before.clone();
+        after[7] += 2;
+        assert_eq!(sums(lab), after, "its two connections are forgotten: over their time");
+        let gone = BackendEvents::from(&lab.plane.tables().backend_events.get(0).unwrap());
+        assert_eq!(gone.expired, 2, "which is where their rows went");
+        lab.plane.apply(&[web_on(82, &[(1, 1), (3, 1)]), web(&[(3, 1)])]).unwrap();
+        lab.plane.collect().unwrap();
+        assert_eq!(sums(lab), after, "others have the rows");
+        lab.balance();
+        // They begin from 0.
+        for row in lab.plane.backends().to_vec() {
+            let is_new = row.address == backend(3);
+            let counted = lab.plane.tables().backend_counters(row.index).unwrap().connections;
+            assert!(!is_new || counted == 0, "{row:?}: {counted}");
+        }
+    });
+}
+
+fn web_on(port: u16, backends: &[(u8, u8)]) -> Service {
+    let vip = SocketAddrV4::new(*VIP.ip(), port);
+    service(vip, Protocol::Tcp, Scheduler::RoundRobin, backends)
+}
+
 /// Hundreds of reloads with other rings and backends each time use up nothing.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
@@ -227,6 +335,8 @@ fn root_tables_grow_when_they_are_taken_over() {
                 plane.commit(&dir).unwrap();
                 let counted = plane.tables().backend_counters(1).unwrap();
                 assert_eq!(counted.connections, 1, "counters are carried over");
+                let handshakes = plane.tables().backend_events.get(1).unwrap().handshake.bucket;
+                assert_eq!(handshakes.iter().sum::<u64>(), 1, "events are");
                 // As a killed one: the pins stay. No next hop is set again.
                 drop(std::mem::replace(&mut lab.plane, plane));
                 goes_on(lab, 40000, 0);

@@ -33,11 +33,12 @@ impl Plane {
                 || (row.is_none_or(|row| row.removed)
                     && has_ended(state, now, own.of_service(service_of(key))))
         };
-        let loads = self.tables.loads();
+        let (loads, events) = (self.tables.loads(), self.tables.events());
         let usage = Usage::of(&self.tables.connections, forget, |state| {
             if state.counted() {
                 loads.ended(state.backend());
             }
+            events.forgotten(state);
         });
         self.free_rows(&usage)
     }
@@ -53,9 +54,12 @@ impl Plane {
         let freed: Vec<BackendId> =
             before.backends().iter().filter(is_free).map(|(index, row)| row.id(*index)).collect();
         freed.iter().for_each(|backend| inventory.free_backend(backend.index));
-        let rested = before.resting_backends.difference(&inventory.resting_backends).copied();
-        let forgotten = freed.iter().map(|backend| backend.index).chain(rested);
+        let rested: Vec<u16> =
+            before.resting_backends.difference(&inventory.resting_backends).copied().collect();
+        let forgotten = freed.iter().map(|backend| backend.index).chain(rested.iter().copied());
         self.tables.affinity().forget_backends(&forgotten.collect())?;
+        // Their connections went with their service, but ended after it.
+        rested.iter().for_each(|index| self.retire_backend(*index));
         if !freed.is_empty() {
             let lines = self.directory_of(&inventory)?;
             self.switch_directory(lines)?;

@@ -235,7 +235,12 @@ impl Plane {
         self.programs.iter().try_for_each(|program| program.set_test_random(number))
     }
 
-    /// Sets what the programs keep beside their tables to 0, as after loading: clock and random number of a test, and which
+    /// Sets the time in microseconds by which such programs measure handshakes.
+    pub fn set_test_micros(&self, now: u32) -> Result<()> {
+        self.programs.iter().try_for_each(|program| program.set_test_micros(now))
+    }
+
+    /// Sets what the programs keep beside their tables to 0, as after loading: clocks and random number of a test, and which
     /// senders leave their checksums to be finished.
     pub fn clear_globals(&self) -> Result<()> {
         self.programs.iter().try_for_each(Program::clear_globals)

@@ -260,9 +260,18 @@ impl Plane {
         }
     }
 
-    /// Gives a row back.
+    /// Gives a row back, which no packet finds any more. What it counted is added to the totals first: killed between the two
+    /// it is still a backend's row, of which the next start takes care.
     pub(super) fn clear_backend(&self, index: u16) {
+        self.retire_backend(index);
         self.store_backend(index, offset_of!(lb_backend, state), lb_backend_state::LB_BACKEND_NONE.0);
+    }
+
+    /// Adds what the row of a backend that is gone counted to the totals.
+    pub(super) fn retire_backend(&self, index: u16) {
+        if let Err(error) = self.tables.retire_backend(index) {
+            tracing::warn!("what a removed backend counted is left out of the totals: {error:#}");
+        }
     }
 
     /// Gives a service's row back.

@@ -47,7 +47,6 @@ pub(super) struct Gone {
 struct Before {
     services: Vec<(u16, lb_service, lb_service_state)>,
     backends: Vec<(u16, lb_backend, lb_backend_load, lb_backend_answers)>,
-    counters: Vec<(u16, Vec<Vec<u8>>)>,
     lines: Vec<(usize, lb_ring_line)>,
 }
 
@@ -230,8 +229,7 @@ impl Staged {
             let old = tables.backends.get(at).zip(tables.backend_loads.get(at));
             let old = old.zip(tables.backend_answers.get(at));
             self.before.backends.extend(old.map(|((row, load), answers)| (*index, row, load, answers)));
-            let counted = tables.clear_backend_counters(*index)?;
-            self.before.counters.extend(counted.map(|values| (*index, values)));
+            tables.retire_backend(*index)?;
             tables.backend_loads.set(at, lb_backend_load::default())?;
             tables.backend_answers.set(at, lb_backend_answers::default())?;
             tables.backends.set(
@@ -256,9 +254,6 @@ impl Before {
             tables.backends.set(usize::from(*index), *row)?;
             tables.backend_loads.set(usize::from(*index), *load)?;
             tables.backend_answers.set(usize::from(*index), *answers)?;
-        }
-        for (index, values) in &self.counters {
-            tables.set_backend_counters(*index, values)?;
         }
         for (index, row, state) in &self.services {
             tables.services.set(usize::from(*index), *row)?;

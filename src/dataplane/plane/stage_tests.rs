@@ -32,7 +32,7 @@ fn dump(plane: &Plane) -> BTreeMap<(&'static str, u32), Vec<u8>> {
     let mut rows = BTreeMap::new();
     let handles = plane.tables.handles();
     let shown =
-        handles.into_iter().filter(|(name, _)| !["affinity", "neighbours", "egresses"].contains(name));
+        handles.into_iter().filter(|(name, _)| !["affinity", "neighbours", "egresses", "watched"].contains(name));
     for (name, map) in shown {
         for index in 0..map.max_entries() {
             let key = index.to_ne_bytes();

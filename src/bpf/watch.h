@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Watching: records of what became of packets, for whoever asked for them through lb_watch, by a ring buffer.
+ *
+ * While nobody watches a packet looks at one word. All else is in functions of their own, which may take their time: what
+ * they send is bounded by a rate.
+ */
+#ifndef LB_WATCH_H
+#define LB_WATCH_H
+
+#define LB_NSEC_PER_SEC 1000000000ULL
+
+/* A packet and what became of it. */
+struct lb_seen {
+	__u32 reason;
+	__u32 ifindex;
+	__u32 frame_len;
+	__be32 source;		/* as the packet came */
+	__be32 destination;
+	__be16 sport;
+	__be16 dport;
+	__u16 service;
+	__u16 backend;
+	__u8 events;
+	__u8 to_client;
+	__u8 proto;
+	__u8 tcp_flags;
+};
+
+static __always_inline struct lb_watch_scratch *lb_watch_place(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&watch_scratch, &zero);
+}
+
+/* Puts the frame as it is now behind so many bytes of the record's frames. Returns how much of it there is. */
+static __always_inline __u32 lb_watch_load(struct xdp_md *ctx, struct lb_watch_scratch *scratch, __u32 at)
+{
+	__u32 length = ctx->data_end - ctx->data, most = LB_READ_ONCE(lb_watch.length), last;
+
+	if (length > most)
+		length = most;
+	if (length > LB_SNAPSHOT_LENGTH)
+		length = LB_SNAPSHOT_LENGTH;
+	/* Bounds that the verifier sees too, whatever the compiler makes of those above. */
+	last = length - 1;
+	LB_HIDE(last);
+	LB_HIDE(at);
+	if (last >= LB_SNAPSHOT_LENGTH || at > LB_SNAPSHOT_LENGTH)
+		return 0;
+	return bpf_xdp_load_bytes(ctx, 0, scratch->frames + at, last + 1) ? 0 : last + 1;
+}
+
+/* Keeps the frame as it came. */
+__noinline int lb_watch_keep(struct xdp_md *ctx)
+{
+	struct lb_watch_scratch *scratch = lb_watch_place();
+
+	if (scratch)
+		scratch->event.captured = lb_watch_load(ctx, scratch, 0);
+	return 0;
+}
+
+/* What is wanted (enum lb_watch_wants). Read at both ends of a packet's way rather than kept: the verifier would follow the
+ * way between them once for each answer.
+ */
+static __always_inline __u32 lb_is_watched(void)
+{
+	return lb_profile.blind || lb_profile.explain ? 0 : LB_READ_ONCE(lb_watch.wants);
+}
+
+static __always_inline void lb_watch_begins(struct xdp_md *ctx)
+{
+	if (lb_is_watched() & LB_WATCH_FRAMES)
+		lb_watch_keep(ctx);
+}
+
+static __always_inline int lb_watch_means_service(__u32 index)
+{
+	struct lb_service *service = bpf_map_lookup_elem(&services, &index);
+
+	if (!lb_watch.vip)
+		return 1;
+	return index && service && lb_addr_to_ipv4(&service->addr) == lb_watch.vip &&
+	       (!lb_watch.vip_port || service->port == lb_watch.vip_port) &&
+	       (!lb_watch.proto || service->proto == lb_watch.proto);
+}
+
+static __always_inline int lb_watch_means_backend(__u32 index)
+{
+	struct lb_backend *backend = bpf_map_lookup_elem(&backends, &index);
+
+	if (!lb_watch.backend)
+		return 1;
+	return index && backend && lb_addr_to_ipv4(&backend->addr) == lb_watch.backend &&
+	       (!lb_watch.backend_port || backend->port == lb_watch.backend_port);
+}
+
+static __always_inline int lb_watch_means(const struct lb_seen *seen)
+{
+	__be32 client = seen->to_client ? seen->destination : seen->source;
+	__be16 port = seen->to_client ? seen->dport : seen->sport;
+	__u32 word = seen->reason / 64;
+
+	if (word >= LB_REASON_WORDS)
+		return 0;
+	if (!(seen->events & lb_watch.events) && !(lb_watch.reasons[word] >> seen->reason % 64 & 1))
+		return 0;
+	if ((client & lb_watch.client_mask) != lb_watch.client)
+		return 0;
+	if (!lb_watch_means_service(seen->service) || !lb_watch_means_backend(seen->backend))
+		return 0;
+	/* By connection, so that what is shown of one is whole. */
+	return lb_watch.sample <= 1 ||
+	       !(lb_hash(client | (__u64)port << 32, lb_settings.key[2], lb_settings.key[3]) % lb_watch.sample);
+}
+
+/* Whether one more record may be sent now. Two CPUs at the turn of a second may send a few more. */
+static __always_inline int lb_watch_may_send(__u64 now)
+{
+	__u64 second = now / LB_NSEC_PER_SEC;
+
+	if (LB_READ_ONCE(lb_watch.second) != second) {
+		LB_WRITE_ONCE(lb_watch.second, second);
+		LB_WRITE_ONCE(lb_watch.sent, 0);
+	}
+	if (__sync_fetch_and_add(&lb_watch.sent, 1) < lb_watch.rate)
+		return 1;
+	__sync_fetch_and_add(&lb_watch.suppressed, 1);
+	return 0;
+}
+
+static __always_inline void lb_watch_send(struct lb_watch_scratch *scratch)
+{
+	__u32 length = scratch->event.captured + scratch->event.captured_after;
+
+	if (length > sizeof(scratch->frames))
+		return;
+	if (bpf_ringbuf_output(&watched, scratch, sizeof(scratch->event) + length, 0))
+		__sync_fetch_and_add(&lb_watch.lost, 1);
+}
+
+static __always_inline void lb_watch_fill(struct lb_event *event, const struct lb_seen *seen, __u64 now)
+{
+	event->time = now;
+	event->ifindex = seen->ifindex;
+	event->frame_len = seen->frame_len;
+	event->reason = seen->reason;
+	event->service = seen->service;
+	event->backend = seen->backend;
+	event->events = seen->events;
+	event->to_client = seen->to_client;
+	event->proto = seen->proto;
+	event->tcp_flags = seen->tcp_flags;
+	event->source = seen->source;
+	event->destination = seen->destination;
+	event->sport = seen->sport;
+	event->dport = seen->dport;
+}
+
+/* Sends what was seen, if it is meant; with the frame, and the frame as it is now if it was rewritten, if that is wanted. */
+__noinline int lb_watch_note(struct xdp_md *ctx, struct lb_seen *seen)
+{
+	struct lb_watch_scratch *scratch = lb_watch_place();
+	__u64 now = bpf_ktime_get_ns();
+	__u32 kept;
+
+	if (!seen || !scratch)
+		return 0;
+	/* What was kept of this packet must not be taken for what is kept of the next. */
+	kept = scratch->event.captured;
+	scratch->event.captured = 0;
+	scratch->event.captured_after = 0;
+	if (now > LB_READ_ONCE(lb_watch.until) || !lb_watch_means(seen) || !lb_watch_may_send(now))
+		return 0;
+	lb_watch_fill(&scratch->event, seen, now);
+	if (LB_READ_ONCE(lb_watch.wants) & LB_WATCH_FRAMES) {
+		scratch->event.captured = kept;
+		if (seen->reason >> LB_REASON_BITS <= LB_CLASS_STACK)
+			scratch->event.captured_after = lb_watch_load(ctx, scratch, kept);
+	}
+	lb_watch_send(scratch);
+	scratch->event.captured = 0;
+	return 0;
+}
+
+/* What a packet had as its own before it was rewritten. */
+static __always_inline void lb_watch_undo(const struct lb_packet *pkt, struct lb_seen *seen)
+{
+	__u32 service_index = pkt->service, backend_index = pkt->backend;
+	struct lb_service *service = bpf_map_lookup_elem(&services, &service_index);
+	struct lb_backend *backend = bpf_map_lookup_elem(&backends, &backend_index);
+
+	if (pkt->to_client && backend)
+		seen->source = lb_addr_to_ipv4(&backend->addr);
+	else if (!pkt->to_client && service)
+		seen->destination = lb_addr_to_ipv4(&service->addr);
+}
+
+/* A packet of a service or of a backend. */
+static __always_inline void lb_watch_ours(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
+{
+	struct lb_seen seen = {
+		.reason = reason,
+		.ifindex = ctx->ingress_ifindex,
+		.frame_len = pkt->frame_len,
+		.source = pkt->ip->saddr,
+		.destination = pkt->ip->daddr,
+		.sport = pkt->sport,
+		.dport = pkt->dport,
+		.service = pkt->service,
+		.backend = pkt->backend,
+		.events = pkt->events,
+		.to_client = pkt->to_client,
+		.proto = pkt->proto,
+		.tcp_flags = pkt->tcp_flags,
+	};
+
+	if (reason >> LB_REASON_BITS <= LB_CLASS_STACK)
+		lb_watch_undo(pkt, &seen);
+	lb_watch_note(ctx, &seen);
+}
+
+/* Any other packet. Its addresses are known where it is dropped, which is decided for a VIP only; its ports may not be. */
+static __always_inline void lb_watch_nobodys(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
+{
+	struct lb_seen seen = {
+		.reason = reason,
+		.ifindex = ctx->ingress_ifindex,
+		.frame_len = pkt->frame_len,
+	};
+
+	if (reason >> LB_REASON_BITS != LB_CLASS_PASS) {
+		seen.source = pkt->ip->saddr;
+		seen.destination = pkt->ip->daddr;
+		/* Not the packet's: what is not set on each way here, a compiler may keep in a register that is not either. */
+		seen.proto = pkt->ip->protocol;
+	}
+	lb_watch_note(ctx, &seen);
+}
+
+#endif

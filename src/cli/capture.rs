@@ -1,0 +1,133 @@
+//! `xdp-lb capture`: frames as they came and as they left, into a file that Wireshark reads.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{BufWriter, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use pcap_file::pcapng::PcapNgWriter;
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption,
+};
+use pcap_file::{DataLink, PcapError};
+
+use super::Instance;
+use super::names::Names;
+use super::trace::Teller;
+use super::watching::Watching;
+use crate::dataplane::{Class, Reason, Seen, Tables, Watch};
+
+/// Timestamps count units of 10^-9 seconds (pcapng, `if_tsresol`).
+const NANOSECONDS: u8 = 9;
+/// What a packet's flags say of its direction (pcapng, `epb_flags`).
+const INBOUND: u32 = 1;
+const OUTBOUND: u32 = 2;
+
+/// Writes frames in pcapng into a file, or with `-` to stdout.
+pub fn capture(watching: &Watching, file: &Path, length: u32, instance: &Instance) -> Result<()> {
+    let names = Names::of(instance, &Tables::open(&instance.pin_dir)?)?;
+    let told = watching.told(&names, is_usual, &[], Some(length))?;
+    let writer = open(file)?;
+    let watch = Watch::begin(&instance.pin_dir, &told)?;
+    let teller = Teller::new(&names, watch.tables());
+    let mut frames = Frames::new(writer, length).with_context(|| writing(file))?;
+    crate::log::notice(&format!("capturing to {}; Ctrl-C ends it", file.display()));
+    let mut count = 0_u64;
+    watching.go_on(&watch, |seen| {
+        let told = teller.tell(seen);
+        let comment = format!("{}; {}; {}", told.what(), told.way(), seen.reason.help);
+        match frames.add(seen, told.time, comment, &names) {
+            Err(PcapError::IoError(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
+            written => written.with_context(|| writing(file))?,
+        }
+        count += 1;
+        Ok(true)
+    })?;
+    crate::log::notice(&format!("{count} packets were captured"));
+    Ok(())
+}
+
+/// All that is balanced or dropped; of what passes by, what should not. (Answers to health checks pass all the time.)
+fn is_usual(reason: &Reason) -> bool {
+    match reason.class {
+        Class::Sent | Class::Stack | Class::Drop | Class::Error => true,
+        Class::Pass => ["no_backend", "wrong_interface"].contains(&reason.name),
+    }
+}
+
+fn writing(file: &Path) -> String {
+    format!("could not write to {}", file.display())
+}
+
+/// What is captured is not for everybody's eyes.
+fn open(file: &Path) -> Result<Box<dyn Write>> {
+    const ONLY_OWNER: u32 = 0o600;
+    if file == Path::new("-") {
+        return Ok(Box::new(BufWriter::new(std::io::stdout())));
+    }
+    let open = OpenOptions::new().write(true).create(true).truncate(true).mode(ONLY_OWNER).open(file);
+    Ok(Box::new(BufWriter::new(open.with_context(|| format!("could not create {}", file.display()))?)))
+}
+
+/// A file of frames. Flushed after each packet: whoever reads along sees it at once.
+struct Frames {
+    writer: PcapNgWriter<Box<dyn Write>>,
+    /// The number of each interface in the file.
+    interfaces: BTreeMap<u32, u32>,
+    length: u32,
+}
+
+impl Frames {
+    fn new(writer: Box<dyn Write>, length: u32) -> Result<Frames, PcapError> {
+        Ok(Frames { writer: PcapNgWriter::new(writer)?, interfaces: BTreeMap::new(), length })
+    }
+
+    fn add(
+        &mut self,
+        seen: &Seen,
+        time: SystemTime,
+        comment: String,
+        names: &Names,
+    ) -> Result<(), PcapError> {
+        let interface = self.interface(seen.ifindex, names)?;
+        let came = [(&seen.frame, INBOUND)];
+        for (frame, direction) in came.into_iter().chain(seen.after.iter().map(|left| (left, OUTBOUND))) {
+            let packet = EnhancedPacketBlock {
+                interface_id: interface,
+                timestamp: time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO),
+                // A rewritten frame has the length that it came with.
+                original_len: seen.length,
+                data: Cow::Borrowed(frame),
+                options: vec![
+                    EnhancedPacketOption::Comment(Cow::Borrowed(&comment)),
+                    EnhancedPacketOption::Flags(direction),
+                ],
+            };
+            self.writer.write_pcapng_block(packet)?;
+        }
+        self.writer.get_mut().flush().map_err(PcapError::IoError)
+    }
+
+    fn interface(&mut self, ifindex: u32, names: &Names) -> Result<u32, PcapError> {
+        if let Some(number) = self.interfaces.get(&ifindex) {
+            return Ok(*number);
+        }
+        let description = InterfaceDescriptionBlock {
+            linktype: DataLink::ETHERNET,
+            snaplen: self.length,
+            options: vec![
+                InterfaceDescriptionOption::IfName(Cow::Owned(names.interface(ifindex))),
+                InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
+            ],
+        };
+        self.writer.write_pcapng_block(description)?;
+        let number = self.interfaces.len() as u32;
+        self.interfaces.insert(ifindex, number);
+        Ok(number)
+    }
+}

@@ -1,0 +1,154 @@
+//! `xdp-lb trace`: what becomes of packets, as it happens.
+
+use std::io::Write as _;
+use std::net::SocketAddrV4;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::Instance;
+use super::names::Names;
+use super::watching::{Watching, flags};
+use crate::dataplane::{Class, Happening, Seen, Tables, Watch, ipv4_of, now_of_records};
+use crate::model::Protocol;
+
+/// What is shown where nothing else is asked for: the life of connections, and every packet that is dropped.
+const USUAL: [Happening; 4] = [Happening::Opened, Happening::Confirmed, Happening::Closed, Happening::Reset];
+
+/// Shows what is seen, a line each, until it is stopped or has shown enough.
+pub fn trace(watching: &Watching, instance: &Instance) -> Result<()> {
+    let names = Names::of(instance, &Tables::open(&instance.pin_dir)?)?;
+    let told =
+        watching.told(&names, |reason| matches!(reason.class, Class::Drop | Class::Error), &USUAL, None)?;
+    let watch = Watch::begin(&instance.pin_dir, &told)?;
+    crate::log::notice("watching; Ctrl-C ends it");
+    let teller = Teller::new(&names, watch.tables());
+    watching.go_on(&watch, |seen| {
+        let told = teller.tell(seen);
+        let line = if instance.json { told.json().to_string() } else { told.text() };
+        let mut out = std::io::stdout();
+        // A reader that has seen enough is no error.
+        Ok(writeln!(out, "{line}").and_then(|()| out.flush()).is_ok())
+    })
+}
+
+/// Puts what was seen into words.
+pub(super) struct Teller<'a> {
+    names: &'a Names,
+    tables: &'a Tables,
+    /// From the records' clock to that of people.
+    epoch: SystemTime,
+}
+
+/// What was seen, in words.
+pub(super) struct Told<'a> {
+    seen: &'a Seen,
+    pub time: SystemTime,
+    interface: String,
+    /// Name, VIP.
+    service: Option<(String, SocketAddrV4)>,
+    backend: Option<SocketAddrV4>,
+}
+
+impl Teller<'_> {
+    pub fn new<'a>(names: &'a Names, tables: &'a Tables) -> Teller<'a> {
+        let epoch = SystemTime::now().checked_sub(now_of_records()).unwrap_or(SystemTime::UNIX_EPOCH);
+        Teller { names, tables, epoch }
+    }
+
+    pub fn tell<'a>(&self, seen: &'a Seen) -> Told<'a> {
+        let service = self.tables.services.get(usize::from(seen.service)).filter(|_| seen.service != 0);
+        let backend = self.tables.backends.get(usize::from(seen.backend)).filter(|_| seen.backend != 0);
+        let endpoint = |addr, port| SocketAddrV4::new(ipv4_of(addr), u16::from_be(port));
+        let service = service.and_then(|row| {
+            let vip = endpoint(row.addr, row.port);
+            Some((self.names.service(vip, Protocol::from_number(row.proto)?), vip))
+        });
+        Told {
+            seen,
+            time: self.epoch + seen.time,
+            interface: self.names.interface(seen.ifindex),
+            service,
+            backend: backend.map(|row| endpoint(row.addr, row.port)),
+        }
+    }
+}
+
+impl Told<'_> {
+    /// The client, where the packet is known to be of one or for one.
+    fn client(&self) -> Option<SocketAddrV4> {
+        let (_, source, destination) = self.seen.packet?;
+        Some(if self.seen.to_client { destination } else { source })
+    }
+
+    /// What happened, in as few words as it takes.
+    pub fn what(&self) -> String {
+        let reason = self.seen.reason;
+        let mut words: Vec<String> = self.seen.happenings.iter().map(|one| one.name().to_owned()).collect();
+        if words.is_empty() || !matches!(reason.class, Class::Sent | Class::Stack) {
+            words.push(format!("{} {}", reason.class.name(), reason.name));
+        }
+        words.join(", ")
+    }
+
+    /// Who talks to whom: the client first, whichever way the packet goes.
+    pub fn way(&self) -> String {
+        let Some((protocol, source, destination)) = self.seen.packet else {
+            return format!("{} bytes", self.seen.length);
+        };
+        let arrow = if self.seen.to_client { "<" } else { ">" };
+        let flags = match protocol {
+            Protocol::Tcp => format!(" [{}]", flags(self.seen.tcp_flags)),
+            Protocol::Udp => String::new(),
+        };
+        let Some((name, vip)) = &self.service else {
+            return format!("{protocol} {} > {}{flags}", endpoint(source), endpoint(destination));
+        };
+        let service = match *name == vip.to_string() {
+            true => name.clone(),
+            false => format!("{name} {vip}"),
+        };
+        let client = self.client().map_or_else(String::new, endpoint);
+        let backend = self.backend.map_or_else(String::new, |backend| format!(" {arrow} {backend}"));
+        format!("{protocol} {client} {arrow} {service}{backend}{flags}")
+    }
+
+    fn text(&self) -> String {
+        let time = humantime::format_rfc3339_micros(self.time);
+        let reason = self.seen.reason;
+        let help = match reason.class {
+            Class::Drop | Class::Error => format!(": {}", reason.help),
+            _ => String::new(),
+        };
+        format!("{time} {} {} {}{help}", self.interface, self.what(), self.way())
+    }
+
+    fn json(&self) -> Value {
+        let since = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let events: Vec<&str> = self.seen.happenings.iter().map(|one| one.name()).collect();
+        json!({
+            "time": humantime::format_rfc3339_nanos(self.time).to_string(),
+            "timestamp": since.as_secs_f64(),
+            "interface": self.interface,
+            "events": events,
+            "class": self.seen.reason.class.name(),
+            "reason": self.seen.reason.name,
+            "direction": if self.seen.to_client { "to_client" } else { "to_backend" },
+            "protocol": self.seen.packet.map(|(protocol, ..)| protocol.to_string()),
+            "client": self.client(),
+            "source": self.seen.packet.map(|(_, source, _)| source),
+            "destination": self.seen.packet.map(|(.., destination)| destination),
+            "service": self.service.as_ref().map(|(name, _)| name),
+            "vip": self.service.as_ref().map(|(_, vip)| vip),
+            "backend": self.backend,
+            "tcp_flags": flags(self.seen.tcp_flags),
+            "length": self.seen.length,
+        })
+    }
+}
+
+/// Without the port where that is not known.
+fn endpoint(address: SocketAddrV4) -> String {
+    if address.port() == 0 { address.ip().to_string() } else { address.to_string() }
+}

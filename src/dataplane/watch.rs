@@ -1,0 +1,379 @@
+//! Watching what becomes of packets: by a ring that the programs write to while somebody has asked for it.
+
+use std::mem::offset_of;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use libbpf_rs::{ErrorKind, RingBuffer, RingBufferBuilder};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+use super::Reason;
+use super::tables::{Tables, from_bytes};
+use super::types::{lb_constants, lb_event, lb_event_kind, lb_watch, lb_watch_wants};
+use crate::model::Protocol;
+
+/// How long the programs go on after the last sign of life of who watches.
+const LEASE: Duration = Duration::from_secs(5);
+/// How often a sign of life is given, at least.
+const RENEWAL: Duration = Duration::from_secs(1);
+
+/// What is watched. What is `None` does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchFor {
+    /// Packets that end like this.
+    pub reasons: Vec<&'static Reason>,
+    /// Packets that do something of this to their connection, however they end.
+    pub events: Vec<Happening>,
+    /// Clients in this network: its address, and how many bits of it count.
+    pub client: Option<(Ipv4Addr, u8)>,
+    /// Of the service with this address, with this port, of this protocol.
+    pub service: Option<(Ipv4Addr, Option<u16>, Option<Protocol>)>,
+    /// Of the backend with this address, with this port.
+    pub backend: Option<(Ipv4Addr, Option<u16>)>,
+    /// One connection in so many.
+    pub sample: Option<u32>,
+    /// Records a second at most, over all CPUs.
+    pub rate: u32,
+    /// Frames too: so many bytes of each at most.
+    pub frames: Option<u32>,
+}
+
+/// What a packet does to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// It is the first.
+    Opened,
+    /// It confirms the connection: packets of both sides were seen, the client's last.
+    Confirmed,
+    /// It is the last FIN of both.
+    Closed,
+    /// It is a RST of the backend.
+    Reset,
+    /// It comes after a sweep had found the connection over its timeout.
+    Revived,
+    /// It is a SYN that was sent before.
+    SynRetransmit,
+    /// It is a segment of the backend with RST, whatever that ends.
+    Rst,
+}
+
+impl Happening {
+    /// Every one, with its name.
+    pub const NAMES: [(Happening, &'static str); 7] = [
+        (Happening::Opened, "opened"),
+        (Happening::Confirmed, "confirmed"),
+        (Happening::Closed, "closed"),
+        (Happening::Reset, "reset"),
+        (Happening::Revived, "revived"),
+        (Happening::SynRetransmit, "syn_retransmit"),
+        (Happening::Rst, "rst"),
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(one, _)| *one == self).map_or("", |(_, name)| name)
+    }
+
+    fn bit(self) -> u32 {
+        match self {
+            Happening::Opened => lb_event_kind::LB_EVENT_OPENED.0,
+            Happening::Confirmed => lb_event_kind::LB_EVENT_CONFIRMED.0,
+            Happening::Closed => lb_event_kind::LB_EVENT_CLOSED.0,
+            Happening::Reset => lb_event_kind::LB_EVENT_RESET.0,
+            Happening::Revived => lb_event_kind::LB_EVENT_REVIVED.0,
+            Happening::SynRetransmit => lb_event_kind::LB_EVENT_SYN_RETRANSMIT.0,
+            Happening::Rst => lb_event_kind::LB_EVENT_RST.0,
+        }
+    }
+}
+
+/// A packet that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// When, by the clock that counts from the start of the machine (`CLOCK_MONOTONIC`).
+    pub time: Duration,
+    /// The interface that it came by.
+    pub ifindex: u32,
+    /// What became of it.
+    pub reason: &'static Reason,
+    /// What it did to its connection.
+    pub happenings: Vec<Happening>,
+    /// Whether it is a reply.
+    pub to_client: bool,
+    /// The whole frame's bytes.
+    pub length: u32,
+    /// Protocol, source and destination as it came; `None` where they are not known. Ports are 0 where those are not.
+    pub packet: Option<(Protocol, SocketAddrV4, SocketAddrV4)>,
+    /// The TCP flags as in the header.
+    pub tcp_flags: u8,
+    /// The row of its service; 0: none.
+    pub service: u16,
+    /// The row of its backend; 0: none.
+    pub backend: u16,
+    /// What was kept of the frame as it came, if frames are watched.
+    pub frame: Vec<u8>,
+    /// And as it left, if it was rewritten.
+    pub after: Option<Vec<u8>>,
+}
+
+/// Somebody who watches; there is at most one. The programs stop when this is dropped, or a few seconds after it was killed.
+pub struct Watch {
+    tables: Tables,
+    ring: RingBuffer<'static>,
+    records: Receiver<Seen>,
+    holder: u32,
+    pin: PathBuf,
+}
+
+impl Watch {
+    /// Begins to watch an instance.
+    ///
+    /// # Errors
+    /// Somebody watches already, or the instance's tables cannot be used.
+    pub fn begin(pin_dir: &Path, what: &WatchFor) -> Result<Watch> {
+        let tables = Tables::open(pin_dir)?;
+        let (sender, records) = channel();
+        let mut builder = RingBufferBuilder::new();
+        let record = move |bytes: &[u8]| {
+            if let Some(seen) = seen(bytes) {
+                // The receiver lives as long as the ring.
+                let _ = sender.send(seen);
+            }
+            0
+        };
+        builder.add(&tables.watched, record).context("could not read the ring of what is watched")?;
+        let ring = builder.build().context("could not make a reader of the ring of what is watched")?;
+        let holder = std::process::id();
+        let watch = Watch { tables, ring, records, holder, pin: pin_dir.join("data_watch") };
+        watch.claim()?;
+        // What nobody read of an earlier watch.
+        watch.ring.consume().context("could not empty the ring of what is watched")?;
+        watch.records.try_iter().for_each(drop);
+        watch.ask_for(what)?;
+        Ok(watch)
+    }
+
+    /// What was seen since the last look; waits for something so long at most.
+    ///
+    /// # Errors
+    /// Somebody else watches now, because this process was stopped for too long; or the instance is gone.
+    pub fn look(&self, patience: Duration) -> Result<Vec<Seen>> {
+        self.renew()?;
+        match self.ring.poll(patience.min(RENEWAL)) {
+            // A signal: whoever looks has its own way to hear of it.
+            Err(error) if error.kind() != ErrorKind::Interrupted => {
+                return Err(error).context("could not read the ring of what is watched");
+            }
+            _ => {}
+        }
+        Ok(self.records.try_iter().collect())
+    }
+
+    /// How many records were left out because of the rate, and how many because they were not read in time.
+    pub fn left_out(&self) -> (u64, u64) {
+        let read = |offset| self.word(offset).map_or(0, |word| word.load(Ordering::Relaxed));
+        (read(offset_of!(lb_watch, suppressed)), read(offset_of!(lb_watch, lost)))
+    }
+
+    /// The tables of the instance, to find out what services and backends are.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn claim(&self) -> Result<()> {
+        let row = self.row()?;
+        let lives = row.holder != 0 && row.until > now() && is_alive(row.holder);
+        let holder = self.quad(offset_of!(lb_watch, holder)).context("the table data_watch is empty")?;
+        let claimed = match lives {
+            true => Err(row.holder),
+            // Another one may be about to begin, too.
+            false => holder.compare_exchange(row.holder, self.holder, Ordering::AcqRel, Ordering::Acquire),
+        };
+        match claimed {
+            Ok(_) => Ok(()),
+            Err(other) => bail!(
+                "the process {other} watches this instance already, and there can be only one: end that xdp-lb trace or \
+                 capture first"
+            ),
+        }
+    }
+
+    fn ask_for(&self, what: &WatchFor) -> Result<()> {
+        let service = what.service.unwrap_or((Ipv4Addr::UNSPECIFIED, None, None));
+        let backend = what.backend.unwrap_or((Ipv4Addr::UNSPECIFIED, None));
+        let (client, mask) = what.client.map_or((0, 0), |(address, bits)| {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            (address.to_bits() & mask, mask)
+        });
+        let row = lb_watch {
+            // Not yet: packets look at the rest once this is not 0.
+            wants: 0,
+            holder: self.holder,
+            until: until(),
+            reasons: bits(&what.reasons),
+            events: what.events.iter().fold(0, |bits, event| bits | event.bit()),
+            client: client.to_be(),
+            client_mask: mask.to_be(),
+            vip: service.0.to_bits().to_be(),
+            vip_port: service.1.unwrap_or(0).to_be(),
+            proto: service.2.map_or(0, Protocol::number),
+            backend: backend.0.to_bits().to_be(),
+            backend_port: backend.1.unwrap_or(0).to_be(),
+            sample: what.sample.unwrap_or(1),
+            rate: what.rate,
+            length: what.frames.unwrap_or(0).min(lb_constants::LB_SNAPSHOT_LENGTH.0),
+            ..Default::default()
+        };
+        self.tables.data_watch.set(0, row)?;
+        let wants = match what.frames {
+            Some(_) => lb_watch_wants::LB_WATCH_EVENTS.0 | lb_watch_wants::LB_WATCH_FRAMES.0,
+            None => lb_watch_wants::LB_WATCH_EVENTS.0,
+        };
+        let word = self.quad(offset_of!(lb_watch, wants)).context("the table data_watch is empty")?;
+        word.store(wants, Ordering::Release);
+        Ok(())
+    }
+
+    fn renew(&self) -> Result<()> {
+        let row = self.row()?;
+        if row.holder != self.holder {
+            bail!("the process {} watches this instance now: this one was stopped for too long", row.holder);
+        }
+        if !self.pin.exists() {
+            bail!("the instance has ended: {} is gone", self.pin.display());
+        }
+        if let Some(word) = self.word(offset_of!(lb_watch, until)) {
+            word.store(until(), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn row(&self) -> Result<lb_watch> {
+        self.tables.data_watch.get(0).context("the table data_watch is empty")
+    }
+
+    fn quad(&self, offset: usize) -> Option<&AtomicU32> {
+        self.tables.data_watch.quad(0, offset)
+    }
+
+    fn word(&self, offset: usize) -> Option<&AtomicU64> {
+        self.tables.data_watch.word(0, offset)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.row().is_ok_and(|row| row.holder == self.holder) {
+            for offset in [offset_of!(lb_watch, wants), offset_of!(lb_watch, holder)] {
+                if let Some(word) = self.quad(offset) {
+                    word.store(0, Ordering::Release);
+                }
+            }
+        }
+    }
+}
+
+/// The time by the clock that records have.
+pub fn now_of_records() -> Duration {
+    Duration::from_nanos(now())
+}
+
+fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64)
+}
+
+fn until() -> u64 {
+    now() + LEASE.as_nanos() as u64
+}
+
+/// One that may not be signalled is alive.
+fn is_alive(process: u32) -> bool {
+    i32::try_from(process).is_ok_and(|process| kill(Pid::from_raw(process), None) != Err(Errno::ESRCH))
+}
+
+fn bits(reasons: &[&'static Reason]) -> [u64; lb_constants::LB_REASON_WORDS.0 as usize] {
+    let mut words = [0; lb_constants::LB_REASON_WORDS.0 as usize];
+    for code in reasons.iter().map(|reason| reason.code()) {
+        if let Some(word) = words.get_mut(code as usize / 64) {
+            *word |= 1 << (code % 64);
+        }
+    }
+    words
+}
+
+fn seen(bytes: &[u8]) -> Option<Seen> {
+    let (head, frame) = bytes.split_at_checked(size_of::<lb_event>())?;
+    let event: lb_event = from_bytes(head).ok()?;
+    let (before, rest) = frame.split_at_checked(event.captured as usize)?;
+    let after = rest.get(..event.captured_after as usize)?;
+    let address =
+        |raw: u32, port: u16| SocketAddrV4::new(Ipv4Addr::from(raw.to_ne_bytes()), u16::from_be(port));
+    let ends = (address(event.source, event.sport), address(event.destination, event.dport));
+    let happened = |(one, _): &(Happening, &str)| one.bit() & u32::from(event.events) != 0;
+    Some(Seen {
+        time: Duration::from_nanos(event.time),
+        ifindex: event.ifindex,
+        reason: Reason::of_code(u32::from(event.reason))?,
+        happenings: Happening::NAMES.iter().filter(|one| happened(one)).map(|(one, _)| *one).collect(),
+        to_client: event.to_client != 0,
+        length: event.frame_len,
+        packet: Protocol::from_number(event.proto).map(|protocol| (protocol, ends.0, ends.1)),
+        tcp_flags: event.tcp_flags,
+        service: event.service,
+        backend: event.backend,
+        frame: before.to_vec(),
+        after: (!after.is_empty()).then(|| after.to_vec()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::Class;
+    use crate::dataplane::tables::as_bytes;
+
+    #[test]
+    fn reasons_are_bits() {
+        let words = bits(&[]);
+        assert_eq!(words, [0; 3]);
+        for reason in Reason::ALL {
+            let words = bits(&[reason]);
+            let code = reason.code() as usize;
+            assert_eq!(words[code / 64] >> (code % 64) & 1, 1, "{}", reason.name);
+        }
+    }
+
+    #[test]
+    fn records_are_read() {
+        let reason = Reason::ALL.iter().find(|reason| reason.class == Class::Drop).expect("a reason");
+        let event = lb_event {
+            time: 7,
+            ifindex: 3,
+            frame_len: 60,
+            captured: 2,
+            captured_after: 1,
+            reason: reason.code() as u16,
+            events: (lb_event_kind::LB_EVENT_OPENED.0 | lb_event_kind::LB_EVENT_RST.0) as u8,
+            proto: 6,
+            source: u32::from_ne_bytes([10, 0, 0, 1]),
+            sport: 80u16.to_be(),
+            ..Default::default()
+        };
+        let mut bytes = as_bytes(&event).to_vec();
+        assert_eq!(seen(&bytes[1..]), None);
+        bytes.extend([1, 2, 3, 4]);
+        let seen = seen(&bytes).expect("a record");
+        assert_eq!((seen.reason, seen.frame, seen.length), (reason, vec![1, 2], 60));
+        assert_eq!(seen.after, Some(vec![3]));
+        assert_eq!(seen.happenings, [Happening::Opened, Happening::Rst]);
+        let (protocol, source, _) = seen.packet.expect("addresses");
+        assert_eq!((protocol, source), (Protocol::Tcp, "10.0.0.1:80".parse().expect("an address")));
+    }
+}

@@ -1,0 +1,357 @@
+//! `xdp-lb trace` and `xdp-lb capture` tell what happened to real packets: no more, no less.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::UdpSocket;
+
+use anyhow::{Context as _, Result};
+use common::balancer::{Balancer, Figures, XDP_LB, weighted};
+use common::clients::{Answer, requests};
+use common::eventually;
+use common::live::{complaint, say};
+use common::netns::{Lab, Process, in_lab};
+use common::networks::{CLIENT, VIP, WEBS, two_arms};
+use common::servers::{HTTP, nginx_everywhere};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+fn start(lab: &Lab) -> Result<Balancer<'_>> {
+    Balancer::start(lab, &format!("eth0 --vip {VIP}:80 {} --assign-vip", weighted(HTTP)))
+}
+
+/// A verb that watches, once it does.
+fn watch(lab: &Lab, words: &str) -> Result<Process> {
+    let process = lab.start("lb", XDP_LB, &words.split_whitespace().collect::<Vec<_>>())?;
+    eventually(words, || process.stderr().contains("; Ctrl-C ends it").then_some(()));
+    Ok(process)
+}
+
+fn lines(process: &Process) -> Result<Vec<Value>> {
+    let whole = process.stdout();
+    let whole = whole.rfind('\n').map_or("", |end| &whole[..end]);
+    whole
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
+        .collect()
+}
+
+/// What was told of each client's port.
+fn told(lines: &[Value]) -> BTreeMap<u64, Vec<String>> {
+    let mut told: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for line in lines {
+        let client = line["client"].as_str().unwrap_or_default();
+        let port = client.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
+        let events = line["events"].as_array().into_iter().flatten();
+        told.entry(port)
+            .or_default()
+            .extend(events.map(|event| event.as_str().unwrap_or_default().to_owned()));
+    }
+    told
+}
+
+fn ports(answers: &[Answer]) -> BTreeSet<u64> {
+    answers.iter().map(|answer| u64::from(answer.own.1)).collect()
+}
+
+fn end(mut process: Process) -> Result<Process> {
+    process.signal(Signal::SIGINT)?;
+    let status = process.wait()?;
+    assert!(status.success(), "{status}: {}", process.stderr());
+    Ok(process)
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_trace_tells_each_connection() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let _lb = start(lab)?;
+        requests(lab, &format!("http://{VIP}/?[1-3]"))?;
+        let trace = watch(lab, "trace --json")?;
+        let answers = requests(lab, &format!("http://{VIP}/?[1-20]"))?;
+        let closed =
+            |lines: &[Value]| told(lines).values().flatten().filter(|event| *event == "closed").count();
+        eventually("all are told", || lines(&trace).ok().filter(|lines| closed(lines) >= 20));
+        let trace = end(trace)?;
+        let lines = lines(&trace)?;
+        let told = told(&lines);
+        assert_eq!(told.keys().copied().collect::<BTreeSet<_>>(), ports(&answers));
+        assert!(told.values().all(|events| *events == ["opened", "confirmed", "closed"]), "{told:?}");
+        for answer in &answers {
+            let client = format!("{}:{}", answer.own.0, answer.own.1);
+            let (_, address) = WEBS.iter().find(|(web, _)| *web == answer.server).context("no server")?;
+            let of_it = lines.iter().filter(|line| line["client"] == client.as_str());
+            let backends: BTreeSet<&str> = of_it.filter_map(|line| line["backend"].as_str()).collect();
+            assert_eq!(backends, BTreeSet::from([format!("{address}:{HTTP}").as_str()]));
+        }
+        // Off again: what a packet costs, and what is counted, is as before.
+        requests(lab, &format!("http://{VIP}/?[1-3]"))?;
+        assert_eq!(lines.len(), 60);
+        let text = watch(lab, "trace --limit 1")?;
+        requests(lab, &format!("http://{VIP}/"))?;
+        eventually("a line", || text.stdout().contains('\n').then_some(()));
+        let line = text.stdout();
+        assert!(line.contains(" eth0 opened tcp 192.168.1.2:"), "{line}");
+        assert!(line.contains(" > 192.168.1.100:80 > 10.0.0.1"), "{line}");
+        Ok(())
+    })
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_trace_shows_what_is_meant() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let args = format!("eth0 --vip {VIP}:80/any {} --assign-vip", weighted(HTTP));
+        let _lb = Balancer::start(lab, &args)?;
+        let first = format!("{}:{HTTP}", WEBS[0].1);
+
+        let trace = watch(lab, &format!("trace --json --backend {first} --service {VIP}:80/tcp"))?;
+        let busy = complaint(lab, "trace")?;
+        assert!(
+            busy.contains(&format!("the process {} watches this instance already", trace.id())),
+            "{busy}"
+        );
+        let answers = requests(lab, &format!("http://{VIP}/?[1-20]"))?;
+        let own: Vec<Answer> = answers.into_iter().filter(|answer| answer.server == WEBS[0].0).collect();
+        assert_eq!(own.len(), 10);
+        eventually("the backend's", || lines(&trace).ok().filter(|lines| lines.len() >= 30));
+        let trace = end(trace)?;
+        assert_eq!(told(&lines(&trace)?).keys().copied().collect::<BTreeSet<_>>(), ports(&own));
+
+        // Dropped packets, with the reason, and none of those that are not meant.
+        let trace = watch(lab, &format!("trace --json --client {CLIENT} --reason drop"))?;
+        requests(lab, &format!("http://{VIP}/?[1-3]"))?;
+        for (_, address) in WEBS {
+            say(lab, &format!("backend disable {VIP}:80/udp {address}:{HTTP}"))?;
+        }
+        let sent = lab.within("client", || -> Result<u16> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(b"hello", (VIP, 80))?;
+            Ok(socket.local_addr()?.port())
+        })??;
+        let seen = eventually("the drop", || lines(&trace).ok().filter(|lines| !lines.is_empty()));
+        let line = &seen[0];
+        assert_eq!((&line["class"], &line["reason"]), (&"drop".into(), &"no_backend".into()), "{line}");
+        assert_eq!(line["client"], format!("{CLIENT}:{sent}"));
+        assert_eq!((&line["vip"], &line["backend"]), (&format!("{VIP}:80").into(), &Value::Null));
+        let trace = end(trace)?;
+        assert_eq!(lines(&trace)?.len(), 1);
+
+        let other = watch(lab, "trace --json --client 192.168.1.3/32")?;
+        requests(lab, &format!("http://{VIP}/?[1-3]"))?;
+        assert!(lines(&end(other)?)?.is_empty());
+        Ok(())
+    })
+}
+
+/// A tracer that was killed neither keeps others out nor goes on costing.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_killed_tracer_is_forgotten() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let mut lb = start(lab)?;
+        let mut trace = watch(lab, "trace --json")?;
+        trace.signal(Signal::SIGKILL)?;
+        trace.wait()?;
+        requests(lab, &format!("http://{VIP}/?[1-5]"))?;
+        let trace = watch(lab, "trace --json")?;
+        let answers = requests(lab, &format!("http://{VIP}/?[1-5]"))?;
+        // Nothing of what came for the other one.
+        eventually("all are told", || lines(&trace).ok().filter(|lines| lines.len() >= 15));
+        assert_eq!(told(&lines(&trace)?).keys().copied().collect::<BTreeSet<_>>(), ports(&answers));
+
+        // A new process over the same tables goes on telling it.
+        assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+        let lb = start(lab)?;
+        requests(lab, &format!("http://{VIP}/?[1-5]"))?;
+        eventually("all are told", || lines(&trace).ok().filter(|lines| lines.len() >= 30));
+
+        // And when it ends, so does the trace.
+        let (mut lb, mut trace) = (lb, trace);
+        assert_eq!(lb.stop(Signal::SIGTERM)?, Some(0));
+        assert_eq!(trace.wait()?.code(), Some(1));
+        assert!(trace.stderr().contains("the instance has ended"), "{}", trace.stderr());
+        Ok(())
+    })
+}
+
+/// Where nothing says which instance is meant, it is the only one.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_the_only_instance_is_found() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let other = "--pin-dir /sys/fs/bpf/other";
+        let args = format!("eth0 --vip {VIP}:80 {} --assign-vip {other}", weighted(HTTP));
+        let _lb = Balancer::start(lab, &args)?;
+        for named in ["", other, "--socket /run/xdp-lb/other.sock"] {
+            assert_eq!(Figures::read(lab)?.backends("tcp").len(), 3);
+            let told = say(lab, &format!("explain {CLIENT}:9 {VIP}:80 --syn --json {named}"))?;
+            assert!(told.contains("to_backend"), "{named}: {told}");
+            let trace = watch(lab, &format!("trace --json {named}"))?;
+            requests(lab, &format!("http://{VIP}/"))?;
+            eventually("it is told", || lines(&trace).ok().filter(|lines| lines.len() >= 3));
+            end(trace)?;
+        }
+        // Of two, neither the usual one, none is meant.
+        let third = "eth0 --vip 192.168.9.100:80 --backend 192.168.9.2:8080 --pin-dir /sys/fs/bpf/third";
+        lab.ip("", "link add eth9 netns web1 type veth peer name far netns web2")?;
+        lab.ip("web1", "address add 192.168.9.1/24 dev eth9\nlink set eth9 up")?;
+        lab.ip("web2", "link set far up")?;
+        let args: Vec<String> = third.replace("eth0", "eth9").split_whitespace().map(str::to_owned).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let third = lab.start("web1", XDP_LB, &args)?;
+        eventually("another one", || third.stdout().contains("pinned in").then_some(()));
+        let complaint = complaint(lab, "status")?;
+        assert!(
+            complaint
+                .contains("choose one by --socket /run/xdp-lb/other.sock or --socket /run/xdp-lb/third.sock"),
+            "{complaint}"
+        );
+        Ok(())
+    })
+}
+
+/// What is more than the rate is left out, and that is said.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_the_rate_holds() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let _lb = start(lab)?;
+        let trace = watch(lab, "trace --json --reason sent --rate 5")?;
+        let before = std::time::Instant::now();
+        requests(lab, &format!("http://{VIP}/?[1-50]"))?;
+        let seconds = before.elapsed().as_secs() as usize + 2;
+        let trace = end(trace)?;
+        let count = lines(&trace)?.len();
+        assert!((5..=5 * seconds + 2).contains(&count), "{count} lines in {seconds} s");
+        let said = trace.stderr();
+        assert!(
+            said.contains("more were left out by the rate of 5 a second (--rate), 0 were lost"),
+            "{said}"
+        );
+
+        // One connection in three, each of them whole.
+        let trace = watch(lab, "trace --json --sample 3")?;
+        requests(lab, &format!("http://{VIP}/?[1-60]"))?;
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let told = told(&lines(&end(trace)?)?);
+        assert!((5..=40).contains(&told.len()), "{} of 60 connections", told.len());
+        assert!(told.values().all(|events| *events == ["opened", "confirmed", "closed"]), "{told:?}");
+        Ok(())
+    })
+}
+
+/// The fields of each frame of a capture, as tshark reads them.
+fn tshark(lab: &Lab, file: &str, fields: &[&str]) -> Result<Vec<Vec<String>>> {
+    let mut args = vec!["-n", "-r", file, "-T", "fields", "-E", "separator=|"];
+    fields.iter().for_each(|field| args.extend(["-e", *field]));
+    let text = lab.run("lb", "tshark", &args)?;
+    Ok(text.lines().map(|line| line.split('|').map(str::to_owned).collect()).collect())
+}
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_capture_has_every_frame_twice() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let lb = start(lab)?;
+        let before = lb.figures()?;
+        let file = lab.dir().join("frames.pcapng").display().to_string();
+        let capture = watch(lab, &format!("capture -w {file} --rate 100000"))?;
+        let answers = requests(lab, &format!("http://{VIP}/?[1-20]"))?;
+        let count = |figures: &Figures, name: &str| figures.reasons("sent").get(name).copied().unwrap_or(0);
+        let since = |name: &str| Ok::<_, anyhow::Error>(count(&lb.figures()?, name) - count(&before, name));
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let capture = end(capture)?;
+        let (out, back) = (since("to_backend")?, since("to_client")?);
+        assert!(
+            capture.stderr().contains(&format!("{} packets were captured", out + back)),
+            "{}",
+            capture.stderr()
+        );
+
+        let fields = [
+            "ip.src",
+            "tcp.srcport",
+            "ip.dst",
+            "tcp.dstport",
+            "ip.ttl",
+            "frame.comment",
+            "frame.interface_name",
+        ];
+        let frames = tshark(lab, &file, &fields)?;
+        assert_eq!(frames.len() as u64, 2 * (out + back));
+        let clients: BTreeSet<u64> = frames
+            .iter()
+            .filter(|frame| frame[0] == CLIENT)
+            .map(|frame| frame[1].parse().unwrap_or(0))
+            .collect();
+        assert_eq!(clients, ports(&answers));
+        // As they came and as they left, one after the other.
+        for pair in frames.chunks(2) {
+            let [came, left] = pair else { panic!("a frame without its other: {pair:?}") };
+            let (vip, what) = if came[0] == CLIENT { (2, "to_backend") } else { (0, "to_client") };
+            let (own, rewritten) = if vip == 2 { (&came[2], &left[2]) } else { (&left[0], &came[0]) };
+            assert_eq!(own, VIP, "{pair:?}");
+            assert!(WEBS.iter().any(|(_, address)| address == rewritten), "{pair:?}");
+            assert_eq!(came[4].parse::<u8>()?, left[4].parse::<u8>()? + 1, "{pair:?}");
+            let help = if what == "to_backend" { "sent to a backend" } else { "reply sent to its client" };
+            assert!(came[5].contains(help) && left[5].contains(help), "{pair:?}");
+            assert!(came[5].contains(&format!("{VIP}:80")), "{pair:?}");
+            assert_eq!(came[6], if what == "to_backend" { "eth0" } else { "eth1" });
+        }
+        let bad = lab.run(
+            "lb",
+            "tshark",
+            &["-n", "-r", &file, "-o", "ip.check_checksum:TRUE", "-Y", "ip.checksum.status==0"],
+        )?;
+        assert_eq!(bad, "", "IP checksums are wrong");
+        Ok(())
+    })
+}
+
+/// What is dropped is captured with its reason; a limit and a length hold.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_capture_tells_why_a_packet_was_dropped() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let args = format!("eth0 --vip {VIP}:53/udp {} --assign-vip", weighted(53));
+        let _lb = Balancer::start(lab, &args)?;
+        for (_, address) in WEBS {
+            say(lab, &format!("backend disable {VIP}:53/udp {address}:53"))?;
+        }
+        let file = lab.dir().join("drops.pcapng").display().to_string();
+        let mut capture =
+            watch(lab, &format!("capture --write {file} --reason drop --limit 2 --snaplen 60"))?;
+        lab.within("client", || -> Result<()> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            (0..3).try_for_each(|_| socket.send_to(&[0; 300], (VIP, 53)).map(drop))?;
+            Ok(())
+        })??;
+        assert!(capture.wait()?.success());
+        let frames = tshark(lab, &file, &["frame.len", "frame.cap_len", "ip.dst", "frame.comment"])?;
+        assert_eq!(frames.len(), 2);
+        for frame in &frames {
+            assert_eq!(frame[..3], ["342".to_owned(), "60".to_owned(), VIP.to_owned()]);
+            assert!(
+                frame[3].contains("drop no_backend") && frame[3].contains("no backend takes new connections"),
+                "{frame:?}"
+            );
+        }
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file)?.permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        Ok(())
+    })
+}
