@@ -55,6 +55,7 @@ command:dig          bind9-dnsutils   bind-utils
 command:faketime     faketime         libfaketime
 command:nft          nftables         nftables
 command:iptables     iptables         iptables-nft
+command:promtool     prometheus       golang-github-prometheus
 TABLE
 }
 
@@ -127,6 +128,17 @@ keep_installed_rust() {
 	done
 }
 
+# The services that come with packages.
+services_of() { # PACKAGE...
+	local name
+	for name in "$@"; do
+		case $name in
+		nginx) echo nginx ;;
+		prometheus) echo prometheus ;;
+		esac
+	done
+}
+
 # Debian starts and enables a service when its package is installed: an nginx that the tests want as a
 # program would become a web server on port 80 of the user's machine. policy-rc.d is Debian's way to forbid
 # the start. It forbids only while this script runs, should it be left behind by a SIGKILL.
@@ -165,9 +177,9 @@ install_apt() {
 		fi
 	done
 
-	local nginx=no
-	case " ${packages[*]} " in *' nginx '*) nginx=yes ;; esac
-	[ "$nginx" = no ] || forbid_services
+	local services
+	mapfile -t services < <(services_of "${packages[@]}")
+	[ ${#services[@]} -eq 0 ] || forbid_services
 	say "apt-get install ${packages[*]}"
 	if ! apt_get_install "${packages[@]}"; then
 		[ "$updated" = no ] || die "apt-get could not install: ${packages[*]}"
@@ -176,13 +188,13 @@ install_apt() {
 	fi
 	# The start at the next boot is another matter, and not forbidden by policy-rc.d. --now is for the case
 	# that a policy of the user's own allowed the start.
-	if [ "$nginx" = yes ] && command -v systemctl >/dev/null; then
+	if [ ${#services[@]} -gt 0 ] && command -v systemctl >/dev/null; then
 		if [ -d /run/systemd/system ]; then
-			systemctl --quiet disable --now nginx
+			systemctl --quiet disable --now "${services[@]}"
 		else
-			systemctl --quiet disable nginx
+			systemctl --quiet disable "${services[@]}"
 		fi
-		say 'nginx is installed as a program only: its service is neither running nor enabled'
+		say "installed as programs only, their services neither running nor enabled: ${services[*]}"
 	fi
 }
 

@@ -209,7 +209,11 @@ struct lb_backend_events {
 	__u64 revived;		/* a packet came after a sweep had found it over its timeout */
 	__u64 syn_retransmits;	/* SYNs of a connection that was not confirmed yet */
 	__u64 rsts;		/* segments of the backend with RST */
-	__u64 reserved[7];
+	/* What lb_backend_counters counted in tables that were given up, added by the control plane: connections, packets and
+	 * bytes to the backend, packets and bytes to clients.
+	 */
+	__u64 carried[5];
+	__u64 reserved[2];
 };
 
 /* What checks of a backend found: written by the control plane alone. */

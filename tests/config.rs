@@ -120,6 +120,7 @@ fn every_key_means_what_it_says() {
         assign_vip: true,
         persist: true,
         watch: true,
+        metrics: Some("127.0.0.1:9105".parse().unwrap()),
         log_format: LogFormat::Json,
     };
     assert_eq!(parse(&text), Ok(expected));
@@ -407,7 +408,8 @@ fn configs() -> impl Strategy<Value = Config> {
             millis(100..=31_536_000_000).prop_map(Some)
         ],
     );
-    let ways = (0usize..3, 0usize..3, 0usize..2, any::<[bool; 3]>());
+    let metrics = prop::option::of((any::<std::net::Ipv6Addr>(), 1u16..));
+    let ways = (0usize..3, 0usize..3, 0usize..2, any::<[bool; 3]>(), metrics);
     (places, numbers, ways, timeouts(), services()).prop_map(
         |(
             (interfaces, pin_dir, socket),
@@ -416,7 +418,7 @@ fn configs() -> impl Strategy<Value = Config> {
             timeouts,
             services,
         )| {
-            let (xdp_mode, deliver, log_format, [assign_vip, persist, watch]) = ways;
+            let (xdp_mode, deliver, log_format, [assign_vip, persist, watch], metrics) = ways;
             let pin_dir = PathBuf::from(pin_dir);
             Config {
                 interfaces: interfaces.into_iter().collect(),
@@ -432,6 +434,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 assign_vip,
                 persist,
                 watch,
+                metrics: metrics.filter(|(ip, _)| !ip.is_multicast()).map(Into::into),
                 log_format: LogFormat::NAMES[log_format].0,
             }
         },

@@ -3,12 +3,18 @@
 mod common;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::balancer::Balancer;
 use common::clients::requests;
-use common::live::{ask, say, start, write};
+use common::live::{Visits, ask, say, start, write};
+use common::metrics::{METRICS, Scrape, promtool};
 use common::netns::{Lab, in_lab};
 use common::networks::{VIP, two_arms};
 use common::servers::nginx_everywhere;
@@ -120,6 +126,106 @@ fn root_as_many_services_as_there_can_be() -> Result<()> {
         write(lab, &many(4096, "maglev", false))?;
         let said = common::live::complaint(lab, "reload")?;
         assert!(said.contains("ring-memory"), "{said}");
+        Ok(())
+    })
+}
+
+/// A scrape, and how long it took until it was there as a whole.
+fn scrape() -> Result<(Duration, String)> {
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect(METRICS)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let took = begun.elapsed();
+    let answer = String::from_utf8(answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
+    anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+    Ok((took, body.to_owned()))
+}
+
+/// The one in the middle, and the longest.
+fn middle_and_longest(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort();
+    (times.get(times.len() / 2).copied().unwrap_or_default(), times.last().copied().unwrap_or_default())
+}
+
+/// For three seconds: how long visits take, and answers to a short question at the socket.
+fn delays(lab: &Lab) -> Result<[(Duration, Duration); 2]> {
+    let visits = Visits::begin(lab, VIP, 80, Duration::from_secs(5))?;
+    let (until, mut asked) = (Instant::now() + Duration::from_secs(3), Vec::new());
+    while Instant::now() < until {
+        let begun = Instant::now();
+        say(lab, "config show")?;
+        asked.push(begun.elapsed());
+    }
+    let visits = visits.end();
+    assert!(visits.iter().all(|visit| visit.outcome.is_ok()), "{visits:?}");
+    let took = visits.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+    Ok([middle_and_longest(took), middle_and_longest(asked)])
+}
+
+/// Whoever reads the metrics all the time delays neither traffic nor the socket.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_scrape_of_a_thousand_services() -> Result<()> {
+    in_lab(|lab| {
+        network(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let file = many(1000, "round-robin", false);
+        write(lab, &file.replacen("stats", &format!("metrics = \"{METRICS}\"\nstats"), 1))?;
+        let lb = start(lab)?;
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let (took, text) = lab.within("lb", scrape)??;
+            times.push((took, text.len()));
+            // Longer than the text counts as new.
+            thread::sleep(took * 4);
+        }
+        let (_, text) = lab.within("lb", scrape)??;
+        assert_eq!(promtool(lab, &text)?, "");
+        let series = Scrape::of(text)?.samples.len();
+        let (middle, longest) = middle_and_longest(times.iter().map(|(took, _)| *took).collect());
+
+        let alone = delays(lab)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let scraper = lab.within("lb", || {
+            thread::spawn(move || {
+                let mut scrapes = 0;
+                while !stopped.load(Ordering::Relaxed) {
+                    scrape().expect("a scrape");
+                    scrapes += 1;
+                }
+                scrapes
+            })
+        })?;
+        let before = cpu(&lb)?;
+        let scraped = delays(lab)?;
+        let used = (cpu(&lb)? - before) / 3.0;
+        stop.store(true, Ordering::Relaxed);
+        let scrapes = scraper.join().expect("the scraper");
+        println!(
+            "1,000 services of 10 backends: a scrape {middle:?} ({longest:?} at most), {series} series, {:.1} MB; visits {:?} \
+             ({:?} at most), while somebody scrapes all the time ({scrapes} scrapes, {:.0} % of a CPU) {:?} ({:?}); questions \
+             at the socket {:?} ({:?}), meanwhile {:?} ({:?})",
+            times[0].1 as f64 / 1e6,
+            alone[0].0,
+            alone[0].1,
+            used * 100.0,
+            scraped[0].0,
+            scraped[0].1,
+            alone[1].0,
+            alone[1].1,
+            scraped[1].0,
+            scraped[1].1
+        );
+        assert!(middle <= Duration::from_millis(200) * SLOWER, "a scrape takes {middle:?}");
+        // The client, the servers and the one who scrapes share two CPUs with it.
+        let more = Duration::from_millis(20) * SLOWER;
+        for (alone, scraped) in alone.iter().zip(&scraped) {
+            assert!(scraped.0 <= alone.0 * 3 + more, "{scraped:?} while somebody scrapes, {alone:?} alone");
+        }
         Ok(())
     })
 }

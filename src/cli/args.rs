@@ -93,6 +93,9 @@ pub(super) struct Run {
     /// Go on balancing when the process ends, until it is started again or detached
     #[arg(long)]
     pub(super) persist: bool,
+    /// Serve Prometheus metrics, /healthz and /readyz there [default: not at all]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) metrics: Option<OsString>,
     /// Only print what would keep it from working here, and the fixes
     #[arg(long)]
     pub(super) check_only: bool,

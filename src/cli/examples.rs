@@ -8,7 +8,7 @@ use crate::config::DEFAULT_PIN_DIR;
 pub(super) const RUN_EXAMPLE: &str = "xdp-lb eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080:50";
 
 /// A right use of each option that takes a value.
-pub(super) const EXAMPLES: [(&str, &str); 37] = [
+pub(super) const EXAMPLES: [(&str, &str); 38] = [
     ("--interface", "eth1"),
     ("--vip", "192.168.1.100:80"),
     ("--backend", "10.0.0.10:8080:50"),
@@ -24,6 +24,7 @@ pub(super) const EXAMPLES: [(&str, &str); 37] = [
     ("--pin-dir", DEFAULT_PIN_DIR),
     ("--socket", "/run/xdp-lb/xdp_lb.sock"),
     ("--stats-interval", "5s"),
+    ("--metrics", "127.0.0.1:9105"),
     ("--log-format", "json"),
     ("--ring-memory", "256MB"),
     ("--max-connections", "1_000_000"),

@@ -78,6 +78,7 @@ fn run(args: &Run) -> Result<Config, Usage> {
     let pin_dir = pin_dir(args.pin_dir.as_deref())?;
     let socket = option("--socket", args.socket.as_deref(), parse::socket)?;
     let interval = option("--stats-interval", args.stats_interval.as_deref(), parse::stats_interval)?;
+    let metrics = option("--metrics", args.metrics.as_deref(), parse::metrics)?;
     let log_format = option("--log-format", args.log_format.as_deref(), parse::log_format)?;
     let memory = option("--ring-memory", args.ring_memory.as_deref(), parse::bytes)?;
     let connections = option("--max-connections", args.max_connections.as_deref(), parse::max_connections)?;
@@ -103,6 +104,7 @@ fn run(args: &Run) -> Result<Config, Usage> {
         stats_interval: interval.unwrap_or(Some(Config::STATS_INTERVAL)),
         assign_vip: args.assign_vip,
         persist: args.persist,
+        metrics,
         log_format: log_format.unwrap_or(LogFormat::default()),
         ..Config::new(interfaces, given.services(name.as_deref(), timeouts))
     })

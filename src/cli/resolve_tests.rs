@@ -41,7 +41,7 @@ fn the_shortest_run_has_the_defaults() {
     assert_eq!(config.max_connections, 1_000_000);
     assert_eq!(config.timeouts, Timeouts::default());
     assert_eq!(config.stats_interval, Some(Duration::from_secs(5)));
-    assert!(!config.assign_vip && !config.persist);
+    assert!(!config.assign_vip && !config.persist && config.metrics.is_none());
     assert_eq!(config.socket, PathBuf::from("/run/xdp-lb/xdp_lb.sock"));
     assert_eq!((config.log_format, config.ring_memory), (LogFormat::Human, 256 << 20));
     assert_eq!((service.name.as_str(), service.slow_start), ("192.168.1.100:80", Duration::ZERO));
@@ -64,12 +64,13 @@ fn every_option_reaches_the_model() {
         "--interface status --interface eth1 --name dns --vip 10.1.1.1:53/any --backend 10.0.0.10:53:3 --backend 10.0.0.11:53 \
          --scheduler mh --sticky 90 --xdp-mode skb --deliver stack --pin-dir /sys/fs/bpf/other --stats-interval 0 \
          --assign-vip --max-connections 1_000 --health none --on-empty pass --on-down reset --slow-start 30s \
-         --socket /run/other.sock --ring-memory 64MB --persist --log-format json \
+         --socket /run/other.sock --ring-memory 64MB --persist --log-format json --metrics [::1]:9105 \
          --timeout-established 1h --timeout-unconfirmed 2s --timeout-closing 3s --timeout-udp 4",
     );
     assert_eq!(config.interfaces, ["status", "eth1"]);
     assert_eq!((config.socket, config.ring_memory), (PathBuf::from("/run/other.sock"), 64 << 20));
     assert_eq!((config.persist, config.log_format), (true, LogFormat::Json));
+    assert_eq!(config.metrics, Some("[::1]:9105".parse().unwrap()));
     let protocols: Vec<_> = config.services.iter().map(|service| service.protocol).collect();
     assert_eq!(protocols, [Protocol::Tcp, Protocol::Udp]);
     for service in &config.services {

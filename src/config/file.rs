@@ -22,7 +22,7 @@ const POSTED: &str = "services";
 const LONGEST: u64 = 64 << 20;
 
 /// The keys above the services.
-pub(super) const KEYS: [Key; 18] = [
+pub(super) const KEYS: [Key; 19] = [
     Key { name: "interface", takes: Takes::Text, example: r#""eth0""# },
     Key { name: "interfaces", takes: Takes::Other("an array of names"), example: r#"["eth0", "eth1"]"# },
     Key { name: "pin-dir", takes: Takes::Text, example: r#""/sys/fs/bpf/xdp_lb""# },
@@ -35,6 +35,7 @@ pub(super) const KEYS: [Key; 18] = [
     Key { name: "ring-memory", takes: Takes::TextOrNumber, example: r#""256MB""# },
     Key { name: "persist", takes: Takes::Flag, example: "true" },
     Key { name: "watch", takes: Takes::Flag, example: "true" },
+    Key { name: "metrics", takes: Takes::Text, example: r#""127.0.0.1:9105""# },
     Key { name: "log-format", takes: Takes::Text, example: r#""human""# },
     Key { name: "timeout-established", takes: Takes::TextOrNumber, example: r#""5m""# },
     Key { name: "timeout-unconfirmed", takes: Takes::TextOrNumber, example: r#""10s""# },
@@ -149,6 +150,7 @@ fn config(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Option<Config> {
         assign_vip: table.flag(reader, "assign-vip").unwrap_or_default(),
         persist: table.flag(reader, "persist").unwrap_or_default(),
         watch: table.flag(reader, "watch").unwrap_or_default(),
+        metrics: table.value(reader, "metrics", words::metrics),
         log_format: table.value(reader, "log-format", words::log_format).unwrap_or_default(),
         timeouts,
         services: services_of(reader, table, &timeouts),

@@ -54,11 +54,13 @@ fn the_sample_tells_the_defaults() {
     let (head, table) = head.split_once("[service.health]").unwrap();
     let text = format!("{head}backend = [{backends}\n[service.health]{table}");
     let config = parse(&text, Path::new("xdp-lb.toml")).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    let usual = Config::new(vec!["eth0".into()], config.services.clone());
+    // Of these there is no default.
+    let usual =
+        Config { metrics: config.metrics, ..Config::new(vec!["eth0".into()], config.services.clone()) };
+    assert!(config.metrics.is_some());
     assert_eq!(config, usual);
     let rendered = render(&config);
     let health = rendered.lines().find(|line| line.starts_with("health")).unwrap();
-    // Of these there is no default.
     let expected = r#"health = { type = "https", path = "/", host = "www.example.com", body = "ok", ca = "/etc/ssl/backends.pem" }"#;
     assert_eq!(health, expected);
     assert!(!rendered.contains("sticky") && !rendered.contains("slow-start"), "{rendered}");

@@ -12,6 +12,7 @@ mod syntax;
 mod tree;
 pub mod words;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ pub struct Config {
     pub persist: bool,
     /// Whether changes of the configuration file are carried out without being asked for.
     pub watch: bool,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
     /// How log lines are written.
     pub log_format: LogFormat,
 }
@@ -98,6 +101,7 @@ impl Config {
             assign_vip: false,
             persist: false,
             watch: false,
+            metrics: None,
             log_format: LogFormat::default(),
         }
     }

@@ -39,6 +39,9 @@ pub fn render(config: &Config) -> String {
     }
     lines.flag("persist", config.persist);
     lines.flag("watch", config.watch);
+    if let Some(address) = config.metrics {
+        lines.text("metrics", &address.to_string());
+    }
     lines.word("log-format", config.log_format.name(), "human");
     lines.timeouts(&config.timeouts, &Timeouts::default());
     if !config.services.is_empty() {

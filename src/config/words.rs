@@ -1,7 +1,7 @@
 //! One word of the command line or the file to one value, or to a [`Fault`]: what is wrong with it, and a right one.
 
 use std::ffi::OsStr;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -332,6 +332,25 @@ pub fn socket(value: &OsStr) -> Result<PathBuf, Fault> {
         "it is a directory, the socket needs a name in it"
     } else {
         return Ok(path.to_owned());
+    };
+    Err(Fault::new(wrong, right))
+}
+
+/// `ADDR:PORT` of this host, or `[ADDR]:PORT`.
+pub fn metrics(value: &OsStr) -> Result<SocketAddr, Fault> {
+    let right = "127.0.0.1:9105";
+    let text = utf8(value, right)?;
+    let wrong = match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => "the port is 0".to_owned(),
+        Ok(address) if address.ip().is_multicast() || address.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) => {
+            return Err(Fault::new("nobody can listen at this address", right));
+        }
+        Ok(address) => return Ok(address),
+        Err(_) if text.is_empty() => "address and port are missing".to_owned(),
+        Err(_) if text.parse::<IpAddr>().is_ok() => "the port is missing".to_owned(),
+        Err(_) if is_number(text.trim_start_matches(':')) => "the address is missing".to_owned(),
+        Err(_) if text.contains('/') => "it is ADDR:PORT, not a URL".to_owned(),
+        Err(_) => "it is not ADDR:PORT".to_owned(),
     };
     Err(Fault::new(wrong, right))
 }

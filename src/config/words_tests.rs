@@ -420,3 +420,25 @@ fn words_that_are_not_utf8() {
     }
     assert!(scheduler(bytes).is_err() && xdp_mode(bytes).is_err());
 }
+
+#[test]
+fn metrics_addresses() {
+    for text in ["127.0.0.1:9105", "0.0.0.0:1", "[::1]:65535", "[::]:9105"] {
+        assert_eq!(metrics(word(text)), Ok(text.parse().unwrap()), "{text}");
+    }
+    for (text, wrong) in [
+        ("", "address and port are missing"),
+        ("127.0.0.1", "the port is missing"),
+        ("::1", "the port is missing"),
+        (":9105", "the address is missing"),
+        ("9105", "the address is missing"),
+        ("127.0.0.1:0", "the port is 0"),
+        ("127.0.0.1:65536", "it is not ADDR:PORT"),
+        ("localhost:9105", "it is not ADDR:PORT"),
+        ("http://127.0.0.1:9105/metrics", "it is ADDR:PORT, not a URL"),
+        ("224.0.0.1:9105", "nobody can listen at this address"),
+        ("255.255.255.255:9105", "nobody can listen at this address"),
+    ] {
+        assert_eq!(metrics(word(text)), Err(Fault::new(wrong, "127.0.0.1:9105")), "{text}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -60,11 +60,20 @@ impl Running {
             return Ok(Done { steps, applied: !how.dry_run, ..Done::default() });
         }
         let removed = if how.now { removed(&self.config, &new) } else { Vec::new() };
-        self.carry_out(&new).map_err(|error| Refusal::failed(&error))?;
+        let listening = self.exporter.prepare(&self.config, &new).map_err(|error| Refusal::failed(&error))?;
+        if let Err(error) = self.carry_out(&new) {
+            self.exporter.follow(&self.plane, &self.config.services);
+            return Err(Refusal::failed(&error));
+        }
         for line in &steps {
             tracing::info!(by = how.by, "{line}");
         }
         self.config = new;
+        self.note_change();
+        self.exporter.follow(&self.plane, &self.config.services);
+        if let Some(Err(error)) = listening.map(|listening| self.exporter.serve(listening)) {
+            tracing::warn!("there are no metrics any more: {error:#}");
+        }
         self.pool.follow(&self.config, &mut self.plane);
         self.vips.retain(&self.config, &mut self.ledger);
         if let Some(server) = &self.server {
@@ -79,6 +88,12 @@ impl Running {
         self.due.now();
         self.due.report_after(&self.config, Instant::now());
         Ok(Done { steps, applied: true, ..Done::default() })
+    }
+
+    /// Writes down that what runs is something else now.
+    pub fn note_change(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        self.plane.tables().past().changed(now.unwrap_or_default());
     }
 
     fn carry_out(&mut self, new: &Config) -> Result<()> {
@@ -218,6 +233,7 @@ fn settings(old: &Config, new: &Config) -> Vec<String> {
     let interval = |config: &Config| {
         config.stats_interval.map_or("never".to_owned(), |time| humantime::format_duration(time).to_string())
     };
+    let address = |config: &Config| config.metrics.map_or("off".to_owned(), |address| address.to_string());
     let text =
         |old: &dyn std::fmt::Debug, new: &dyn std::fmt::Debug| (format!("{old:?}"), format!("{new:?}"));
     let all = [
@@ -229,6 +245,7 @@ fn settings(old: &Config, new: &Config) -> Vec<String> {
         ("stats-interval", (interval(old), interval(new))),
         ("assign-vip", text(&old.assign_vip, &new.assign_vip)),
         ("persist", text(&old.persist, &new.persist)),
+        ("metrics", (address(old), address(new))),
         ("watch", text(&old.watch, &new.watch)),
     ];
     let changed = all.into_iter().filter(|(_, (old, new))| old != new);

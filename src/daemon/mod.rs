@@ -4,6 +4,7 @@ mod answers;
 mod change;
 mod deliveries;
 mod detach;
+mod exporter;
 mod health;
 mod interfaces;
 mod kept_pins;
@@ -32,6 +33,7 @@ use crate::dataplane::{Mode, PinDir, Plane};
 use crate::health::Event;
 use crate::net::{Changes, Events, Netlink};
 use crate::preflight::{self, Level};
+use exporter::{Exporter, Listening};
 use interfaces::Wanted;
 use kept_pins::KeptPins;
 use ledger::Ledger;
@@ -69,13 +71,16 @@ pub fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
             return Err(error);
         }
     };
-    let (Started { plane, network, interfaces, deliveries, vips, watch }, server, pool) = started;
+    let (started, server, pool, listening) = started;
+    let Started { plane, network, interfaces, deliveries, vips, watch, changed } = started;
     let vips = vips.context("a start has assigned nothing")?;
+    let exporter = Exporter::start(listening, &plane, config);
     let mut running = Running {
         config: config.clone(),
         source: file.map(|path| Source::new(path, config.clone())),
         server,
         pool,
+        exporter,
         supervisor: Supervisor::new(),
         pins: KeptPins::new(pins),
         ledger,
@@ -89,6 +94,9 @@ pub fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
         inherits: true,
         due: Due::new(config),
     };
+    if changed {
+        running.note_change();
+    }
     running.pool.follow(config, &mut running.plane);
     running.settle_in();
     say(&banner(&running));
@@ -100,9 +108,10 @@ pub fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
 
 /// Takes everything back, or leaves it to go on.
 fn end(running: Running) -> Result<()> {
-    let Running { config, mut plane, pins, mut ledger, server, pool, .. } = running;
+    let Running { config, mut plane, pins, mut ledger, server, pool, exporter, .. } = running;
+    pool.count_checks(&plane);
     // Nobody should be told of what is about to end.
-    drop((server, pool));
+    drop((server, pool, exporter));
     if config.persist {
         say(&format!(
             "the process ends; by persist the programs, tables and addresses stay and go on: start it again to take them \
@@ -129,7 +138,7 @@ fn start(
     needed: Vec<Wanted>,
     pins: &PinDir,
     ledger: &mut Ledger,
-) -> Result<(Started, Option<Server>, Pool), Failed> {
+) -> Result<(Started, Option<Server>, Pool, Listening), Failed> {
     const GOES_ON: &str = "the start failed; what the instance before left goes on";
     const HALF_DONE: &str =
         "the start failed while it took over; what is attached goes on: start again when this is mended";
@@ -138,15 +147,15 @@ fn start(
     let left = start::find_left(pins, ledger).map_err(|error| leaves_it(error, GOES_ON))?;
     let takes_over = left.is_some();
     let prepared = start::prepare(config, netlink, needed, left, Occasion::Start, ledger)
-        .and_then(|prepared| Ok((prepared, serve(config, wakes)?, wakes.pool()?)));
+        .and_then(|prepared| Ok((prepared, serve(config, wakes)?, wakes.pool()?, Listening::begin(config)?)));
     match prepared {
-        Ok((prepared, server, pool)) => {
+        Ok((prepared, server, pool, listening)) => {
             let committed = prepared.commit(config, pins, ledger);
             let started = committed.map_err(|error| match takes_over {
                 true => leaves_it(error, HALF_DONE),
                 false => nothing_left(error),
             })?;
-            Ok((started, server, pool))
+            Ok((started, server, pool, listening))
         }
         Err(error) if takes_over => {
             ledger.restore_own();
@@ -292,6 +301,9 @@ fn banner(running: &Running) -> String {
             text += &format!(", faces {}{more}", shown.join(" "));
         }
         text += &format!("; {}\n", deliveries.describe(interface));
+    }
+    if let Some(address) = running.exporter.address() {
+        text += &format!("metrics at http://{address}/metrics\n");
     }
     text += &format!(
         "table: room for {} connections ({} slots)\npinned in {}\n",

@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddrV4;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::ramp;
 use crate::config::Config;
-use crate::dataplane::{BackendId, Condition, Plane};
-use crate::health::{Checker, Event, Failure, Stats, Target};
+use crate::dataplane::{BackendId, CheckTally, Condition, Plane};
+use crate::health::{Checked, Checker, Event, Failure, Stats, Target};
 use crate::model::{AdminState, OnDown, Probe, Weight};
 
 /// How often [`Pool::tick`] should be called.
@@ -19,9 +20,13 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// A backend of a service, as people name the two; one of TCP and UDP is checked once.
 type Key = (String, SocketAddrV4);
 
+/// What checks found since they were last counted, by the targets' ids.
+type Tallies = Arc<Mutex<HashMap<u64, CheckTally>>>;
+
 /// All backends that are configured.
 pub struct Pool {
     checker: Checker,
+    tallies: Tallies,
     members: BTreeMap<Key, Member>,
     ids: HashMap<u64, Key>,
     next_id: u64,
@@ -57,8 +62,14 @@ struct Deadline {
 impl Pool {
     /// Knows nobody yet. `report` is told of each change, on another thread.
     pub fn new(report: impl Fn(Event) + Send + 'static) -> Result<Pool> {
+        let tallies = Tallies::default();
+        let told = tallies.clone();
+        let count = move |Checked { id, passed, took }| {
+            told.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().add(passed, took);
+        };
         Ok(Pool {
-            checker: Checker::start(report)?,
+            checker: Checker::start_counted(report, count)?,
+            tallies,
             members: BTreeMap::new(),
             ids: HashMap::new(),
             next_id: 1,
@@ -70,6 +81,8 @@ impl Pool {
     /// Brings the members in line with a configuration that is in the tables. Those that are known keep what is known of
     /// them; others are what their rows say: an instance before may have found them down.
     pub fn follow(&mut self, config: &Config, plane: &mut Plane) {
+        // While it is known whose they are.
+        self.count_checks(plane);
         let mut before = std::mem::take(&mut self.members);
         let mut targets = Vec::new();
         for service in &config.services {
@@ -167,6 +180,7 @@ impl Pool {
 
     /// Has suspicious backends checked, and carries out what is due: deadlines, and slow starts. Call it every [`TICK`].
     pub fn tick(&mut self, now: Instant, plane: &mut Plane) {
+        self.count_checks(plane);
         self.check_suspects(plane);
         self.meet_deadlines(now, plane);
         let mut rising = Vec::new();
@@ -177,6 +191,20 @@ impl Pool {
         }
         for service in rising {
             self.ramp(&service, now, plane);
+        }
+    }
+
+    /// Writes down what checks found: each once, in the row of its backend. One of TCP and UDP is checked for both and counts as
+    /// its first row's. What was found of a backend that is gone counts with the rest of those.
+    pub fn count_checks(&self, plane: &Plane) {
+        let tallies = std::mem::take(&mut *self.tallies.lock().unwrap_or_else(PoisonError::into_inner));
+        let row = |id: &u64| {
+            let key = self.ids.get(id)?;
+            let row = self.members.get(key)?.rows.first()?;
+            plane.has(BackendId { index: *row, address: key.1 }).then_some(*row)
+        };
+        for (id, tally) in &tallies {
+            plane.tables().checks().add(row(id).unwrap_or(0), tally);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::deliveries::Deliveries;
+use super::exporter::Exporter;
 use super::interfaces::Interfaces;
 use super::kept_pins::KeptPins;
 use super::ledger::Ledger;
@@ -39,6 +40,7 @@ pub struct Running {
     pub source: Option<Source>,
     pub server: Option<Server>,
     pub pool: Pool,
+    pub exporter: Exporter,
     pub supervisor: Supervisor,
     pub pins: KeptPins,
     pub ledger: Ledger,
@@ -132,6 +134,7 @@ impl Running {
                 }
             }
             self.supervisor.alive();
+            self.exporter.turned(&self.plane);
             let now = Instant::now();
             if now >= self.due.pool {
                 self.tend_pool(now);

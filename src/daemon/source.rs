@@ -57,7 +57,16 @@ impl Running {
         if !how.dry_run {
             source.stamp = stamp;
         }
-        let read = read?;
+        let reloaded = read.and_then(|read| self.carry_over(read, how));
+        if !how.dry_run {
+            self.plane.tables().past().reloaded(reloaded.is_ok());
+        }
+        reloaded
+    }
+
+    /// Carries out what a reading of the file has that the one before had not.
+    fn carry_over(&mut self, read: Config, how: How) -> Result<Done, Refusal> {
+        let Some(source) = &self.source else { return Err(Refusal::invalid("there is no file to read")) };
         let new = merge(&source.config, &read, &self.config);
         let kept = diff(&read.services, &new.services).len();
         let done = Done { kept, ..self.change(new, how)? };

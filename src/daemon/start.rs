@@ -39,6 +39,8 @@ pub struct Prepared {
     deliveries: Deliveries,
     main: Link,
     occasion: Occasion,
+    /// The start is a change of what was left.
+    changes: bool,
 }
 
 /// The new configuration holds.
@@ -50,6 +52,8 @@ pub struct Started {
     /// Those of a start; a change has its own.
     pub vips: Option<AssignedVips>,
     pub watch: Watch,
+    /// What an instance before left was something else.
+    pub changed: bool,
 }
 
 /// What an instance that died left, if it can be taken over. What cannot is cleared away: nothing runs of it.
@@ -96,6 +100,7 @@ pub fn prepare(
     };
     let mut network = Network::new(netlink);
     let deliveries = Deliveries::new(config.deliver);
+    let mut changes = false;
     let mut plane = match left {
         None => {
             let mut plane = Plane::load_for(&request)?;
@@ -106,6 +111,7 @@ pub fn prepare(
             let (plane, how, steps) = Plane::take_over(left, &request)?;
             if occasion == Occasion::Start {
                 tell(&how, &steps);
+                changes = !steps.is_empty();
             }
             plane
         }
@@ -122,7 +128,7 @@ pub fn prepare(
         }
     }
     interfaces.attach_all(&mut plane, needed)?;
-    Ok(Prepared { plane, network, interfaces, deliveries, main, occasion })
+    Ok(Prepared { plane, network, interfaces, deliveries, main, occasion, changes })
 }
 
 impl Prepared {
@@ -134,7 +140,7 @@ impl Prepared {
     /// Makes the configuration the one that holds. What only the one before needed of this host is still to be taken back. An
     /// error of a change: nothing has changed; of a start: programs may be swapped already.
     pub fn commit(self, config: &Config, pins: &PinDir, ledger: &mut Ledger) -> Result<Started> {
-        let Prepared { mut plane, network, interfaces, deliveries, main, occasion } = self;
+        let Prepared { mut plane, network, interfaces, deliveries, main, occasion, changes } = self;
         let watch = Watch::new(&plane)?;
         let Committed { unused, lost, mut troubles } = plane.commit(pins)?;
         for ifindex in unused {
@@ -158,7 +164,7 @@ impl Prepared {
                 None
             }
         };
-        Ok(Started { plane, network, interfaces, deliveries, vips, watch })
+        Ok(Started { plane, network, interfaces, deliveries, vips, watch, changed: changes })
     }
 }
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::connections::State;
+use super::counters::{self, WORDS};
 use super::mapped::Rows;
-use super::types::{lb_backend_events, lb_constants, lb_histogram};
+use super::tables::as_bytes;
+use super::types::{lb_backend_counters, lb_backend_events, lb_constants, lb_histogram};
 
 /// What became of the connections of backends, by backend index; counted while packets count too.
 #[derive(Clone, Copy)]
@@ -42,11 +44,52 @@ impl Events<'_> {
         }
     }
 
-    fn add(self, backend: u16, counter: usize) {
-        if let Some(word) = self.0.word(usize::from(backend), counter) {
-            word.fetch_add(1, Ordering::Relaxed);
+    /// What a backend counted in tables that were given up.
+    pub(super) fn carried(self, backend: u16) -> lb_backend_counters {
+        let mut words = [0; WORDS];
+        for (word, offset) in words.iter_mut().zip(carried_words()) {
+            let row = self.0.word(usize::from(backend), offset);
+            *word = row.map_or(0, |row| row.load(Ordering::Relaxed));
+        }
+        counters::of_words(words)
+    }
+
+    /// Adds to that.
+    pub(super) fn carry(self, backend: u16, counters: lb_backend_counters) {
+        for (word, offset) in counters::words_of(counters).into_iter().zip(carried_words()) {
+            self.add_to(backend, offset, word);
         }
     }
+
+    /// Adds what a row of tables that were given up counted between two looks at it, apart from what it carried.
+    pub(super) fn catch_up(self, backend: u16, before: &lb_backend_events, now: &lb_backend_events) {
+        let words = |row| as_bytes(row).chunks_exact(size_of::<u64>()).map(word_of);
+        for (at, (before, now)) in words(before).zip(words(now)).enumerate() {
+            self.add_to(backend, at * size_of::<u64>(), now.wrapping_sub(before));
+        }
+    }
+
+    fn add(self, backend: u16, counter: usize) {
+        self.add_to(backend, counter, 1);
+    }
+
+    fn add_to(self, backend: u16, counter: usize, count: u64) {
+        if count == 0 {
+            return;
+        }
+        if let Some(word) = self.0.word(usize::from(backend), counter) {
+            word.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Where the words lie that are carried.
+fn carried_words() -> impl Iterator<Item = usize> {
+    (offset_of!(lb_backend_events, carried)..).step_by(size_of::<u64>()).take(WORDS)
+}
+
+fn word_of(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_ne_bytes)
 }
 
 /// What became of the connections of a backend, over the time that its tables live. Of those that were opened, and revived,
@@ -86,6 +129,21 @@ impl From<&lb_backend_events> for BackendEvents {
             syn_retransmits: row.syn_retransmits,
             rsts: row.rsts,
         }
+    }
+}
+
+impl BackendEvents {
+    /// What became of those of two together.
+    pub fn add(&mut self, other: &BackendEvents) {
+        self.handshakes.add(&other.handshakes);
+        self.closed += other.closed;
+        self.reset += other.reset;
+        self.expired += other.expired;
+        self.evicted += other.evicted;
+        self.moved += other.moved;
+        self.revived += other.revived;
+        self.syn_retransmits += other.syn_retransmits;
+        self.rsts += other.rsts;
     }
 }
 
@@ -134,6 +192,12 @@ impl Histogram {
             below += count;
         }
         (below > 0.0).then_some(floor)
+    }
+
+    /// Those of two together.
+    pub fn add(&mut self, other: &Histogram) {
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(count, more)| *count += more);
+        self.microseconds += other.microseconds;
     }
 
     /// What came since `earlier`.

@@ -5,6 +5,7 @@ mod attach;
 mod budget;
 mod clock;
 mod connections;
+mod counters;
 mod directory;
 mod drivers;
 mod entries;
@@ -12,6 +13,7 @@ mod events;
 mod explain;
 mod features;
 mod hash;
+mod history;
 mod inspect;
 mod left;
 mod load;
@@ -46,6 +48,7 @@ pub use explain::{
     Choice, ConnectionFound, Explainer, Explanation, HopFound, OnInterface, ServiceFound, on_interfaces,
 };
 pub use features::{XdpFeatures, driver_of, gro_of, kernel_release, xdp_features};
+pub use history::{CheckTally, Checks, History};
 pub use inspect::{PinDirState, kernel_features, pins_of, xdp_link_on};
 pub use left::Left;
 pub use load::{PROGRAM, Profile, Program};

@@ -8,7 +8,9 @@ use plain::Plain;
 
 use super::affinity::Affinity;
 use super::connections::{Sweeper, Walked};
+use super::counters;
 use super::events::Events;
+use super::history::{Checks, History};
 use super::loads::Loads;
 use super::mapped::Rows;
 use super::skeleton::lb::{OpenXdpLbMaps, XdpLbMaps};
@@ -382,6 +384,16 @@ impl Tables {
         Events(&self.backend_events)
     }
 
+    /// What checks found, to be counted.
+    pub fn checks(&self) -> Checks<'_> {
+        Checks(&self.backend_checks)
+    }
+
+    /// What the control plane did, to be counted.
+    pub fn past(&self) -> History<'_> {
+        History(&self.history)
+    }
+
     /// The loads that least connections go by.
     pub fn loads(&self) -> Loads<'_> {
         Loads(&self.backend_loads)
@@ -454,14 +466,15 @@ impl Tables {
     /// A backend's counters, over all CPUs.
     pub fn backend_counters(&self, index: u16) -> Result<types::lb_backend_counters> {
         let rows: Vec<types::lb_backend_counters> = per_cpu(&self.backend_counters, u32::from(index))?;
-        Ok(rows.iter().fold(types::lb_backend_counters::default(), |mut sum, row| {
-            sum.connections += row.connections;
-            for (into, from) in [(&mut sum.to_backend, row.to_backend), (&mut sum.to_client, row.to_client)] {
-                into.packets += from.packets;
-                into.bytes += from.bytes;
-            }
-            sum
-        }))
+        let counted = rows.iter().copied().fold(types::lb_backend_counters::default(), counters::sum);
+        Ok(counters::sum(counted, self.events().carried(index)))
+    }
+
+    /// The counters of all backends, by index, over all CPUs.
+    pub fn all_backend_counters(&self) -> Result<Vec<types::lb_backend_counters>> {
+        let counted = counters::of_all_backends(&self.backend_counters)?;
+        let rows = counted.into_iter().enumerate();
+        Ok(rows.map(|(index, row)| counters::sum(row, self.events().carried(index as u16))).collect())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -32,6 +33,23 @@ pub enum Event {
     },
 }
 
+/// A check that came to a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// That of the target.
+    pub id: u64,
+    /// Whether the answer was good.
+    pub passed: bool,
+    /// How long it took, or until it failed.
+    pub took: Duration,
+}
+
+/// Whoever is told of what.
+pub(super) struct Listeners {
+    pub changes: Box<dyn Fn(Event) + Send>,
+    pub checks: Box<dyn Fn(Checked) + Send>,
+}
+
 /// Checks targets, on a thread of its own, until it is dropped.
 pub struct Checker {
     commands: UnboundedSender<Command>,
@@ -41,12 +59,21 @@ pub struct Checker {
 impl Checker {
     /// Starts the thread. It calls `report` itself, right after the deciding check: while that runs nothing is checked.
     pub fn start(report: impl Fn(Event) + Send + 'static) -> Result<Checker> {
+        Checker::start_counted(report, |_| {})
+    }
+
+    /// The same; `count` is told of each check in the same way, before `report` is told what follows from it.
+    pub fn start_counted(
+        report: impl Fn(Event) + Send + 'static,
+        count: impl Fn(Checked) + Send + 'static,
+    ) -> Result<Checker> {
+        let listeners = Listeners { changes: Box::new(report), checks: Box::new(count) };
         let sockets = sockets();
         let runtime = Builder::new_current_thread().enable_io().enable_time().build();
         let runtime = runtime.context("could not prepare the checks of backends")?;
         let (commands, inbox) = unbounded_channel();
         let check = move || {
-            runtime.block_on(work(sockets, Box::new(report), inbox));
+            runtime.block_on(work(sockets, listeners, inbox));
             // A file that cannot be read must not hold up the end.
             runtime.shutdown_background();
         };

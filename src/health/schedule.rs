@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::checker::{Checked, Listeners};
 use super::probe::{Outcome, Plan};
 use super::tls::Trust;
 use super::{Change, Event, Failure, State, Stats, Target};
@@ -85,17 +86,13 @@ struct Schedule {
     warned: Option<Instant>,
     unsaid: u64,
     done: UnboundedSender<Done>,
-    report: Box<dyn Fn(Event) + Send>,
+    listeners: Listeners,
 }
 
 /// Checks until it is told to stop, or nobody can tell it any more.
-pub(super) async fn work(
-    sockets: usize,
-    report: Box<dyn Fn(Event) + Send>,
-    mut commands: UnboundedReceiver<Command>,
-) {
+pub(super) async fn work(sockets: usize, listeners: Listeners, mut commands: UnboundedReceiver<Command>) {
     let (done, mut results) = unbounded_channel();
-    let mut schedule = Schedule::new(sockets, done, report);
+    let mut schedule = Schedule::new(sockets, done, listeners);
     let mut sleep = pin!(sleep_until(Instant::now() + LONG));
     loop {
         let wake = schedule.begin_due(Instant::now());
@@ -120,7 +117,7 @@ pub(super) async fn work(
 }
 
 impl Schedule {
-    fn new(sockets: usize, done: UnboundedSender<Done>, report: Box<dyn Fn(Event) + Send>) -> Schedule {
+    fn new(sockets: usize, done: UnboundedSender<Done>, listeners: Listeners) -> Schedule {
         Schedule {
             entries: HashMap::new(),
             queue: BinaryHeap::new(),
@@ -133,7 +130,7 @@ impl Schedule {
             warned: None,
             unsaid: 0,
             done,
-            report,
+            listeners,
         }
     }
 
@@ -281,6 +278,14 @@ impl Schedule {
             }
         }
         entry.excused = false;
+        let took = match &outcome {
+            Outcome::Good(latency) => Some((true, *latency)),
+            Outcome::Failed(_) => Some((false, now.duration_since(began))),
+            Outcome::Unchecked(_) => None,
+        };
+        if let Some((passed, took)) = took {
+            (self.listeners.checks)(Checked { id, passed, took });
+        }
         let mut local = None;
         let change = match outcome {
             Outcome::Good(latency) => {
@@ -309,7 +314,7 @@ impl Schedule {
     fn tell(&self, id: u64, change: Option<Change>) {
         let Some(Change { up, why, run }) = change else { return };
         let checks = self.entries.get(&id).map_or(0, |entry| entry.state.stats().checks);
-        (self.report)(Event::Change { id, up, why, run, checks });
+        (self.listeners.changes)(Event::Change { id, up, why, run, checks });
     }
 
     /// It was to sleep until `wake`; where it slept much longer, timeouts prove nothing.
@@ -410,7 +415,11 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (done, _results) = unbounded_channel();
-            let mut schedule = Schedule::new(sockets, done, Box::new(|event| panic!("{event:?}")));
+            let listeners = Listeners {
+                changes: Box::new(|event| panic!("{event:?}")),
+                checks: Box::new(|check| panic!("{check:?}")),
+            };
+            let mut schedule = Schedule::new(sockets, done, listeners);
             let address = std::net::SocketAddrV4::new([127, 0, 0, 1].into(), 9);
             let target = |id| Target { id, address, health: Health::of(Probe::Tcp), up: true };
             schedule.set((0..1000).map(target).collect());

@@ -4,7 +4,10 @@ use std::net::SocketAddrV4;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::dataplane::types::{lb_backend, lb_backend_flags, lb_backend_state, lb_service};
+use super::{Names, names_of};
+use crate::dataplane::types::{
+    lb_backend, lb_backend_counters, lb_backend_flags, lb_backend_state, lb_service,
+};
 use crate::dataplane::{
     BackendEvents, Capacity, Census, Class, Counter, Histogram, Reason, Tables, ipv4_of, scheduler_of,
 };
@@ -53,6 +56,15 @@ pub struct CheckFigures {
     pub durations: Histogram,
 }
 
+impl CheckFigures {
+    /// What two of them found together.
+    pub fn add(&mut self, other: &CheckFigures) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.durations.add(&other.durations);
+    }
+}
+
 /// What the control plane did, over all processes that used the tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryFigures {
@@ -91,6 +103,9 @@ pub struct BackendFigures {
     pub address: SocketAddrV4,
     /// `up`, `drain`, `down`, `disabled`, or `removed` while connections of one that is not configured any more go on.
     pub state: String,
+    /// Whether checks find it down, whatever an operator wants of it.
+    #[serde(default)]
+    pub down: bool,
     /// Its share of new connections.
     pub weight: u8,
     /// Live connections, confirmed or not.
@@ -179,8 +194,10 @@ pub struct TableFigures {
 impl Snapshot {
     /// Reads an instance's tables. `census` is what a walk over its connections counted.
     pub fn take(tables: &Tables, census: &Census) -> Result<Snapshot> {
+        let counters = tables.all_backend_counters()?;
+        let (services, gone) = services(tables, census, &counters)?;
         Ok(Snapshot {
-            services: services(tables, census)?,
+            services,
             reasons: reasons(tables)?,
             table: TableFigures {
                 slots: census.slots,
@@ -189,15 +206,18 @@ impl Snapshot {
                 unconfirmed: census.unconfirmed,
                 replaceable: census.replaceable,
             },
-            gone: gone(tables)?,
+            gone,
             history: history(tables)?,
         })
     }
 
     /// Gives the services the names of the configuration.
     pub fn name(&mut self, configured: &[Service]) {
-        let names = configured.iter().map(|service| ((service.vip, service.protocol), &service.name));
-        let names: HashMap<_, _> = names.collect();
+        self.name_by(&names_of(configured));
+    }
+
+    /// The same by names.
+    pub fn name_by(&mut self, names: &Names) {
         for figures in &mut self.services {
             let key = Protocol::from_name(&figures.protocol).map(|protocol| (figures.vip, protocol));
             if let Some(name) = key.and_then(|key| names.get(&key)) {
@@ -221,15 +241,39 @@ impl Snapshot {
     }
 }
 
-fn gone(tables: &Tables) -> Result<GoneFigures> {
-    let counters = tables.backend_counters(0)?;
-    Ok(GoneFigures {
-        connections: counters.connections,
-        to_backend: Counter::from(&counters.to_backend),
-        to_client: Counter::from(&counters.to_client),
-        events: events(tables, 0)?,
-        checks: checks(tables, 0)?,
-    })
+/// Every service, and how many of its backends take new connections.
+pub(super) fn takers(tables: &Tables) -> Vec<(SocketAddrV4, Protocol, usize)> {
+    let mut takers = vec![0; tables.services.len()];
+    for row in (1..tables.backends.len()).filter_map(|index| tables.backends.get(index)) {
+        let up = lb_backend_state(row.state.into()) == lb_backend_state::LB_BACKEND_UP;
+        if let Some(count) = takers.get_mut(usize::from(row.service)).filter(|_| up) {
+            *count += 1;
+        }
+    }
+    let rows =
+        (1..tables.services.len()).filter_map(|index| Some((tables.services.get(index)?, takers[index])));
+    let service =
+        |(row, takers): (lb_service, usize)| Some((vip_of(&row), Protocol::from_number(row.proto)?, takers));
+    rows.filter_map(service).collect()
+}
+
+fn vip_of(row: &lb_service) -> SocketAddrV4 {
+    SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port))
+}
+
+/// Adds what a row counted that is no backend's any more.
+fn add_gone(
+    gone: &mut GoneFigures,
+    tables: &Tables,
+    index: u16,
+    counters: &lb_backend_counters,
+) -> Result<()> {
+    gone.connections += counters.connections;
+    gone.to_backend = [gone.to_backend, Counter::from(&counters.to_backend)].into_iter().sum();
+    gone.to_client = [gone.to_client, Counter::from(&counters.to_client)].into_iter().sum();
+    gone.events.add(&events(tables, index)?);
+    gone.checks.add(&checks(tables, index)?);
+    Ok(())
 }
 
 fn events(tables: &Tables, index: u16) -> Result<BackendEvents> {
@@ -266,26 +310,37 @@ fn reasons(tables: &Tables) -> Result<Vec<ReasonFigures>> {
     Reason::ALL.iter().map(figures).collect()
 }
 
-fn services(tables: &Tables, census: &Census) -> Result<Vec<ServiceFigures>> {
-    let mut services = Vec::new();
+/// The services with their backends; and what rows counted that belong to none of them: row 0, and those that were given
+/// back and are still met by packets, or by the sweep that forgets their connections.
+fn services(
+    tables: &Tables,
+    census: &Census,
+    counters: &[lb_backend_counters],
+) -> Result<(Vec<ServiceFigures>, GoneFigures)> {
+    let (mut services, mut places) = (Vec::new(), HashMap::new());
     for index in 1..tables.services.len() {
         let row = tables.services.get(index).context("the table of services has fewer rows than it says")?;
         let Some(protocol) = Protocol::from_number(row.proto) else { continue };
-        services.push((index, figures_of(&row, protocol)));
+        places.insert(index, services.len());
+        services.push(figures_of(&row, protocol));
     }
-    for index in 1..tables.backends.len() {
+    let mut gone = GoneFigures::default();
+    for (index, counters) in counters.iter().enumerate().take(tables.backends.len()) {
         let row = tables.backends.get(index).context("the table of backends has fewer rows than it says")?;
-        let Some(state) = state_name(&row) else { continue };
-        let service = services.iter_mut().find(|(service, _)| *service == usize::from(row.service));
-        if let Some((_, service)) = service {
-            service.backends.push(backend(tables, census, index as u16, &row, state)?);
+        let place = places.get(&usize::from(row.service)).filter(|_| index > 0);
+        match (state_name(&row), place) {
+            (Some(state), Some(place)) => {
+                let backend = backend(tables, census, index as u16, &row, state, counters)?;
+                services[*place].backends.push(backend);
+            }
+            _ => add_gone(&mut gone, tables, index as u16, counters)?,
         }
     }
-    Ok(services.into_iter().map(|(_, service)| service).collect())
+    Ok((services, gone))
 }
 
 fn figures_of(row: &lb_service, protocol: Protocol) -> ServiceFigures {
-    let vip = SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port));
+    let vip = vip_of(row);
     ServiceFigures {
         name: vip.to_string(),
         vip,
@@ -301,11 +356,12 @@ fn backend(
     index: u16,
     row: &lb_backend,
     state: &'static str,
+    counters: &lb_backend_counters,
 ) -> Result<BackendFigures> {
-    let counters = tables.backend_counters(index)?;
     Ok(BackendFigures {
         address: SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port)),
         state: state.to_owned(),
+        down: is_down(row),
         weight: row.weight,
         active: census.active.get(usize::from(index)).copied().unwrap_or(0),
         load: is_counted(row).then(|| tables.loads().load(index)),
@@ -320,6 +376,18 @@ fn backend(
 
 fn is_counted(row: &lb_backend) -> bool {
     u32::from(row.flags) & lb_backend_flags::LB_BACKEND_COUNTED.0 != 0
+}
+
+/// One whose connections an operator has reset cannot be told from one that is down too: it is taken to be up.
+fn is_down(row: &lb_backend) -> bool {
+    let leaves = lb_backend_flags::LB_BACKEND_REMOVED.0
+        | lb_backend_flags::LB_BACKEND_DISABLES.0
+        | lb_backend_flags::LB_BACKEND_DRAINS.0;
+    match lb_backend_state(row.state.into()) {
+        lb_backend_state::LB_BACKEND_DOWN => true,
+        lb_backend_state::LB_BACKEND_RESET => u32::from(row.flags) & leaves == 0,
+        _ => false,
+    }
 }
 
 /// `None` for a free row.

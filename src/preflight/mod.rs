@@ -8,6 +8,7 @@ mod firewall;
 mod interfaces;
 mod kernel;
 mod memory;
+mod metrics;
 mod pins;
 mod privileges;
 mod programs;
@@ -97,6 +98,7 @@ pub fn check(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
         kernel::check(&rights),
         memory::check(config),
         pins::check(config, &rights),
+        metrics::check(config),
         interfaces::check(&scene, config),
         programs::check(&scene, config),
         backends::check(&scene, config),

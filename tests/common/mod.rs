@@ -10,6 +10,7 @@ pub mod far_end;
 pub mod files;
 pub mod generator;
 pub mod live;
+pub mod metrics;
 pub mod netns;
 pub mod networks;
 pub mod newcomers;

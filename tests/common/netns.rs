@@ -273,6 +273,8 @@ pub fn find(tool: &str) -> Result<PathBuf> {
         "ip" | "ss" => "iproute2",
         "nft" => "nftables",
         "nsenter" | "setpriv" => "util-linux",
+        "nstat" => "iproute2",
+        "promtool" => "prometheus",
         other => other,
     };
     found.with_context(|| format!("{tool} is missing: install the package {package} (make deps)"))

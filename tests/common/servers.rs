@@ -22,6 +22,24 @@ pub fn nginx_everywhere(lab: &Lab) -> Result<Vec<Process>> {
 
 /// One process each, no daemon, and every path in the directory of the test.
 pub fn nginx(lab: &Lab, web: &str) -> Result<Process> {
+    nginx_with(lab, web, "access_log off")
+}
+
+/// The same with a line for each request: the path, and who asked.
+pub fn nginx_logged(lab: &Lab, web: &str) -> Result<Process> {
+    let to = lab.dir().join(format!("{web}.access"));
+    // Written at once: what is counted must be there.
+    let log = format!("log_format plain '$request_uri $http_user_agent'; access_log {} plain", to.display());
+    nginx_with(lab, web, &log)
+}
+
+/// The lines that it has written.
+pub fn requests_logged(lab: &Lab, web: &str) -> Result<Vec<String>> {
+    let path = lab.dir().join(format!("{web}.access"));
+    Ok(fs::read_to_string(path)?.lines().map(str::to_owned).collect())
+}
+
+fn nginx_with(lab: &Lab, web: &str, log: &str) -> Result<Process> {
     let dir = lab.dir().join(web);
     fs::create_dir_all(dir.join("up"))?;
     let at = dir.display();
@@ -32,7 +50,7 @@ pub fn nginx(lab: &Lab, web: &str) -> Result<Process> {
         "daemon off; master_process off; pid {at}/pid; error_log {at}.log;
         events {{ worker_connections 16384; }}
         http {{
-            access_log off; sendfile on; default_type text/plain; keepalive_requests 1000000;
+            {log}; sendfile on; default_type text/plain; keepalive_requests 1000000;
             {scratch}
             server {{
                 listen {HTTP};

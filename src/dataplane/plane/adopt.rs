@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use libbpf_rs::MapHandle;
 
 use super::convert::{NewTable, OldTable, Pass};
+use super::counts::OldCounts;
 use super::inventory::Inventory;
 use super::{Plane, Request};
 use crate::dataplane::clock::Clock;
@@ -101,10 +102,13 @@ impl Plane {
         let made: Vec<_> =
             tables.handles().iter().map(|(name, _)| *name).filter(|name| !there.contains_key(name)).collect();
         let mut inventory = inventory.clone();
+        let mut old_counts = None;
         if !there.contains_key("services") {
             copy_configuration(set, &tables, &mut inventory)?;
+            old_counts = OldCounts::take(set, &tables)?;
         }
         let mut plane = Plane::new(program, tables, settings, capacity, Clock::load()?);
+        plane.old_counts = old_counts;
         plane.nexthops = NextHops::adopt(&plane.tables)?;
         plane.arena = RingArena::with_taken(capacity.ring_lines as usize, inventory.ring_lines());
         plane.inventory = inventory;
@@ -153,7 +157,7 @@ impl Plane {
     }
 }
 
-fn rows_of<T: plain::Plain + Copy>(set: &TableSet, name: &str) -> Result<Rows<T>> {
+pub(super) fn rows_of<T: plain::Plain + Copy>(set: &TableSet, name: &str) -> Result<Rows<T>> {
     let map = set.maps.get(name).with_context(|| format!("the table {name} is missing"))?;
     Rows::map(MapHandle::try_from(map).with_context(|| format!("could not take hold of the table {name}"))?)
 }
@@ -205,25 +209,11 @@ fn copy_configuration(set: &TableSet, tables: &Tables, inventory: &mut Inventory
     copy(&rows_of(set, "services")?, &tables.services)?;
     copy(&rows_of(set, "service_states")?, &tables.service_states)?;
     copy(&rows_of(set, "backends")?, &tables.backends)?;
-    // A version before had none of these.
-    if set.maps.contains_key("backend_events") {
-        copy(&rows_of(set, "backend_events")?, &tables.backend_events)?;
-    }
+    // That of a version before may not be there.
     if set.maps.contains_key("backend_checks") {
         copy(&rows_of(set, "backend_checks")?, &tables.backend_checks)?;
     }
     inventory.forget_rings();
-    if let Some(counters) = set.maps.get("backend_counters") {
-        // Row 0 has what backends counted that are gone.
-        for index in [0].iter().chain(inventory.backends().keys()) {
-            let key = u32::from(*index).to_ne_bytes();
-            let values =
-                counters.lookup_percpu(&key, MapFlags::ANY).context("could not read a backend's counters")?;
-            if let Some(values) = values {
-                tables.set_backend_counters(*index, &values)?;
-            }
-        }
-    }
     Ok(())
 }
 

@@ -3,6 +3,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use libbpf_rs::{MapCore as _, MapFlags};
+
 use super::*;
 use crate::dataplane::affinity::Client;
 use crate::dataplane::attach::Mode;

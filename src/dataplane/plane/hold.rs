@@ -193,6 +193,7 @@ impl Plane {
         let mut done = Committed::default();
         self.swap_programs(&mut done);
         done.lost = done.note(self.catch_up());
+        done.note(self.catch_up_with_counts());
         // Connections that name a next hop which nobody keeps up to date ask for their way once more.
         done.note(self.nexthops.retire_orphans(&self.tables));
         // The table is whole now; a process that was killed may have changed an entry and not the count.

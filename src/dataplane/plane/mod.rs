@@ -3,6 +3,7 @@
 mod adopt;
 mod collect;
 mod convert;
+mod counts;
 mod hold;
 mod inventory;
 mod publish;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -37,6 +39,7 @@ use super::types::{
 use crate::model::{Scheduler, Service, Timeouts};
 use crate::ring;
 use convert::OldTable;
+use counts::OldCounts;
 use inventory::Inventory;
 use spread::Run;
 use stage::Staged;
@@ -56,7 +59,7 @@ pub struct BackendId {
 
 /// The loaded programs and their tables, and the control plane's side of them: which rows are used for what.
 pub struct Plane {
-    tables: Tables,
+    tables: Arc<Tables>,
     settings: lb_settings,
     capacity: Capacity,
     clock: Clock,
@@ -81,6 +84,8 @@ pub struct Plane {
     left: Vec<LeftLink>,
     /// Connection tables of the instance before that are given up.
     old: Vec<OldTable>,
+    /// Counters of the instance before that are given up.
+    old_counts: Option<OldCounts>,
     loads: Reconciler,
 }
 
@@ -153,7 +158,7 @@ impl Plane {
         clock: Clock,
     ) -> Plane {
         Plane {
-            tables,
+            tables: Arc::new(tables),
             settings,
             capacity,
             clock,
@@ -170,6 +175,7 @@ impl Plane {
             pinned: BTreeSet::new(),
             left: Vec::new(),
             old: Vec::new(),
+            old_counts: None,
             loads: Reconciler::default(),
         }
     }
@@ -177,6 +183,11 @@ impl Plane {
     /// The tables.
     pub fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// The same for who reads them by itself, for as long as that wants to: after a swap of programs they may be others.
+    pub fn shared_tables(&self) -> Arc<Tables> {
+        self.tables.clone()
     }
 
     /// What the programs were loaded with.

@@ -136,6 +136,12 @@ impl Plane {
         self.change(index, |row| row.reset = true);
     }
 
+    /// Whether a row is still this backend's.
+    pub fn has(&self, backend: BackendId) -> bool {
+        let row = self.inventory.backends().get(&backend.index);
+        row.is_some_and(|row| row.address == backend.address)
+    }
+
     /// Whether a backend takes no new connections by the operator's will: it drains, is disabled or removed.
     pub fn leaves(&self, backend: BackendId) -> bool {
         let row = self.inventory.backends().get(&backend.index);
