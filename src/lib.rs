@@ -23,3 +23,4 @@ pub mod preflight;
 pub mod ring;
 #[cfg(test)]
 mod testing;
+pub mod tune;

@@ -14,8 +14,7 @@ fn main() -> ExitCode {
         Err(usage) => return usage.report(),
     };
     match cli::load(command).and_then(cli::find).and_then(|command| carry_out(&command)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             log::failure(&format!("{error:#}"));
             if !nix::unistd::geteuid().is_root() && is_permission(&error) {
@@ -26,11 +25,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// False if what was looked for is not so: everything has been said then.
-fn carry_out(command: &Command) -> anyhow::Result<bool> {
+/// A failure without an error: what was looked for is not so, and everything has been said.
+fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
+    let of = |is_so: bool| if is_so { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     match command {
-        Command::Check(config) => return cli::check(config),
-        Command::Change { ask, wait, instance } => return cli::change(ask, *wait, instance),
+        Command::Check(config) => return cli::check(config).map(of),
+        Command::Change { ask, wait, instance } => return cli::change(ask, *wait, instance).map(of),
+        Command::Doctor { interface, instance, fix } => {
+            return Ok(ExitCode::from(cli::doctor(interface.as_deref(), instance, *fix)));
+        }
+        Command::Tune { interface, dry_run, undo, json } => {
+            return cli::tune(interface, *dry_run, *undo, *json).map(of);
+        }
         Command::Run { config, file } => {
             log::start(config.log_format);
             daemon::run(config, file.clone())
@@ -53,7 +59,7 @@ fn carry_out(command: &Command) -> anyhow::Result<bool> {
         Command::VethPeer { interface, remove } => cli::veth_peer(interface, *remove),
         Command::Detach { interface, pin_dir } => daemon::detach(interface, pin_dir),
     }
-    .map(|()| true)
+    .map(|()| ExitCode::SUCCESS)
 }
 
 fn is_permission(error: &anyhow::Error) -> bool {

@@ -313,13 +313,7 @@ fn root_kernel_without_types() -> Result<()> {
     in_lab(|lab| {
         two_arms(lab)?;
         mount(Some("tmpfs"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
-        assert_error(
-            lab,
-            &args(""),
-            "kernel",
-            &["/sys/kernel/btf/vmlinux is missing"],
-            "CONFIG_DEBUG_INFO_BTF",
-        )
+        assert_error(lab, &args(""), "btf", &["/sys/kernel/btf/vmlinux is missing"], "CONFIG_DEBUG_INFO_BTF")
     })
 }
 

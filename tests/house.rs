@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may use whom, inside the crate. What is not here may use everything.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("log", &["config"]),
     ("testing", &[]),
     ("model", &[]),
@@ -17,6 +17,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("control", &["model", "config"]),
     ("egress", &["net", "dataplane"]),
     ("preflight", &["model", "config", "net", "dataplane", "egress"]),
+    ("tune", &["net", "dataplane"]),
     (
         "daemon",
         &[
@@ -33,7 +34,10 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "testing",
         ],
     ),
-    ("cli", &["model", "config", "net", "dataplane", "control", "metrics", "preflight", "daemon", "log"]),
+    (
+        "cli",
+        &["model", "config", "net", "dataplane", "control", "metrics", "preflight", "tune", "daemon", "log"],
+    ),
     ("main", &["cli", "daemon", "log"]),
 ];
 

@@ -50,7 +50,7 @@ pub(super) const EXAMPLES: [(&str, &str); 38] = [
 ];
 
 /// A right use of each verb.
-pub(super) const FORMS: [(&str, &str); 32] = [
+pub(super) const FORMS: [(&str, &str); 34] = [
     ("run", "xdp-lb run --config /etc/xdp-lb.toml"),
     ("check", "xdp-lb check /etc/xdp-lb.toml"),
     ("status", "xdp-lb status"),
@@ -78,6 +78,8 @@ pub(super) const FORMS: [(&str, &str); 32] = [
     ("stop", "xdp-lb stop"),
     ("completions", "xdp-lb completions bash"),
     ("man", "xdp-lb man"),
+    ("doctor", "xdp-lb doctor"),
+    ("tune", "xdp-lb tune eth0"),
     ("verify", "xdp-lb verify"),
     ("veth-peer", "xdp-lb veth-peer eth0"),
     ("detach", "xdp-lb detach eth0"),

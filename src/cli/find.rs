@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Command, Instance, Named};
 use crate::config;
-use crate::control::Client;
+use crate::control::{Client, ClientError};
 
 /// The command with the instance that it is for.
 ///
@@ -22,11 +22,16 @@ pub fn find(mut command: Command) -> Result<Command> {
         _ => return Ok(command),
     };
     match instance.named {
-        Named::No if !instance.socket.exists() && !instance.pin_dir.exists() => only(instance)?,
+        Named::No if !runs(instance) => only(instance)?,
         Named::Socket if by_pins => instance.pin_dir = pins_of(&instance.socket)?,
         _ => {}
     }
     Ok(command)
+}
+
+/// Whatever else is wrong with it is for the command to say.
+fn runs(instance: &Instance) -> bool {
+    !matches!(Client::connect(&instance.socket), Err(ClientError::NoInstance(_)))
 }
 
 /// Makes it the only one that runs, if there is one.

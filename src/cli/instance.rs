@@ -67,6 +67,11 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
             change(Ask::Reload(Reload { dry_run: *dry_run, now: *now }), target)
         }
         Verb::Stop { target } => change(Ask::Stop, target),
+        Verb::Doctor { interface, fix, target } => Ok(Command::Doctor {
+            interface: option("IFACE", interface.as_deref(), parse::interface)?,
+            instance: instance(target)?,
+            fix: *fix,
+        }),
         Verb::Completions { shell } => {
             Ok(Command::Completions(required("SHELL", shell.as_deref(), |name, word| {
                 option(name, word, shell_word)
@@ -79,6 +84,7 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
         Verb::Run { .. }
         | Verb::Check { .. }
         | Verb::Verify
+        | Verb::Tune { .. }
         | Verb::VethPeer { .. }
         | Verb::Detach { .. } => Err(Usage::bad("arguments", "they are of no instance", "xdp-lb --help")),
     }

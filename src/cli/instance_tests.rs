@@ -228,3 +228,29 @@ fn what_is_watched() {
         assert!(said.contains(complaint), "{line}: {said}");
     }
 }
+
+#[test]
+fn whom_a_doctor_looks_at() {
+    for (line, interface, named, fix) in [
+        ("doctor", None, Named::No, false),
+        ("doctor eth0 --fix", Some("eth0"), Named::No, true),
+        ("doctor --socket /run/xdp-lb/xdp_lb.sock", None, Named::Socket, false),
+        ("--pin-dir /sys/fs/bpf/other doctor eth1", Some("eth1"), Named::Pins, false),
+    ] {
+        let command = parse(words(line));
+        let Ok(Command::Doctor { interface: at, instance, fix: mends }) = &command else {
+            panic!("{line}: {command:?}")
+        };
+        assert_eq!((at.as_deref(), instance.named, *mends), (interface, named, fix), "{line}");
+    }
+    assert!(parse(words("doctor eth0 eth1")).is_err());
+}
+
+#[test]
+fn what_is_tuned() {
+    let tune = |dry_run, undo, json| Command::Tune { interface: "eth0".into(), dry_run, undo, json };
+    assert_eq!(parse(words("tune eth0")), Ok(tune(false, false, false)));
+    assert_eq!(parse(words("tune eth0 --dry-run --undo --json")), Ok(tune(true, true, true)));
+    let missing = parse(words("tune")).expect_err("no interface").message;
+    assert!(missing.contains("xdp-lb tune eth0"), "{missing}");
+}

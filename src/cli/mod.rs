@@ -9,18 +9,21 @@ mod capture;
 mod change;
 mod check;
 mod complaints;
+mod doctor;
 mod examples;
 mod explain;
 mod find;
 mod instance;
 mod manual;
 mod names;
+mod patient;
 mod rates;
 mod resolve;
 mod show;
 mod source;
 mod tables;
 mod trace;
+mod tune;
 mod usage;
 mod verbs;
 mod verify;
@@ -41,11 +44,13 @@ use crate::control::{Ask, Filter};
 pub use capture::capture;
 pub use change::change;
 pub use check::{check, check_file, load};
+pub use doctor::doctor;
 pub use explain::{Packet, explain};
 pub use find::find;
 pub use manual::{completions, manual};
 pub use show::show;
 pub use trace::trace;
+pub use tune::tune;
 pub use usage::Usage;
 pub use verify::verify;
 pub use veth_peer::veth_peer;
@@ -113,6 +118,26 @@ pub enum Command {
         verb: Vec<String>,
         /// Where all of them are written to.
         dir: Option<PathBuf>,
+    },
+    /// Look for all that ails an instance or this host.
+    Doctor {
+        /// Only this interface, and the instance on it.
+        interface: Option<String>,
+        /// Which instance, where no interface says so.
+        instance: Instance,
+        /// Carry out what harms nothing.
+        fix: bool,
+    },
+    /// Make this host faster, or as it was before.
+    Tune {
+        /// The interface.
+        interface: String,
+        /// Only tell what would be done.
+        dry_run: bool,
+        /// Put back what was there before.
+        undo: bool,
+        /// As JSON, not for people.
+        json: bool,
     },
     /// Have the kernel verify the programs without attaching them.
     Verify,

@@ -32,6 +32,12 @@ pub(super) fn resolve(args: &Args, words: &[OsString]) -> Result<Command, Usage>
         }),
         Some(Verb::Check { file }) => Ok(Command::CheckFile(required("FILE", file.as_deref(), path)?)),
         Some(Verb::Verify) => Ok(Command::Verify),
+        Some(Verb::Tune { interface, dry_run, undo, json }) => Ok(Command::Tune {
+            interface: interface_of(interface.as_deref(), form("tune"))?,
+            dry_run: *dry_run,
+            undo: *undo,
+            json: *json,
+        }),
         Some(Verb::VethPeer { interface, remove }) => {
             let interface = interface_of(interface.as_deref(), form("veth-peer"))?;
             Ok(Command::VethPeer { interface, remove: *remove })

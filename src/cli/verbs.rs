@@ -138,6 +138,32 @@ pub(super) enum Verb {
         #[arg(long, value_name = "DIR")]
         dir: Option<OsString>,
     },
+    /// Look for all that ails an instance or this host, each with its fix
+    Doctor {
+        /// Only this interface, and the instance on it [default: the running instance]
+        #[arg(value_name = "IFACE")]
+        interface: Option<OsString>,
+        /// Carry out the fixes that harm nothing, after showing them
+        #[arg(long)]
+        fix: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Make this host faster: JIT, queues, interrupts, coalescing, busy polling
+    Tune {
+        /// The interface
+        #[arg(value_name = "IFACE", required = true)]
+        interface: Option<OsString>,
+        /// Only tell what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Put back what was there before
+        #[arg(long)]
+        undo: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Have the kernel verify the programs, without attaching them
     Verify,
     /// Let the far end of a veth (inside a container) receive frames that native XDP sends

@@ -49,6 +49,14 @@ const DRIVERS: [(&str, DriverXdp); 30] = [
     ("virtio_net", WITH_PROGRAM),
 ];
 
+/// Drivers that need a queue more for each that a program sends by, out of the same number.
+const HALF_FOR_XDP: [&str; 1] = ["ena"];
+
+/// How many of the queues that a device has native XDP leaves for receiving.
+pub fn queues_with_xdp(driver: &str, all: u32) -> u32 {
+    if HALF_FOR_XDP.contains(&driver) { all.div_ceil(2) } else { all }
+}
+
 /// What is known of a driver; `None` for one that is not in the table.
 pub fn driver_xdp(driver: &str) -> Option<DriverXdp> {
     DRIVERS.iter().find(|(name, _)| *name == driver).map(|(_, known)| *known)

@@ -1,14 +1,10 @@
-//! What the kernel tells about an interface's driver: XDP features by the netdev netlink family, name and GRO by the ethtool
-//! ioctl. All in the calling thread's network namespace.
-#![allow(unsafe_code)] // neither is wrapped by a crate that we use
+//! What the kernel tells about an interface's driver by the netdev netlink family: its XDP features. In the calling thread's
+//! network namespace.
+#![allow(unsafe_code)] // not wrapped by a crate that we use
 
 use std::io;
-use std::os::fd::AsRawFd as _;
 
-use anyhow::{Context as _, Result, bail};
-use nix::errno::Errno;
-use nix::libc;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use anyhow::{Context as _, Result};
 use nix::sys::utsname::uname;
 
 /// The first release with the netdev netlink family.
@@ -18,11 +14,6 @@ const NETDEV_FAMILY: (u32, u32) = (6, 3);
 const BASIC: u64 = 1 << 0;
 const REDIRECT: u64 = 1 << 1;
 const NDO_XMIT: u64 = 1 << 2;
-
-// linux/sockios.h, linux/ethtool.h.
-const SIOCETHTOOL: libc::Ioctl = 0x8946;
-const ETHTOOL_GDRVINFO: u32 = 0x3;
-const ETHTOOL_GGRO: u32 = 0x2b;
 
 /// What an interface's driver does with XDP, as it is set up now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,64 +59,6 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// The name of an interface's driver (`ethtool -i`). `None` for one without, or where there is no such interface.
-pub fn driver_of(interface: &str) -> Result<Option<String>> {
-    /// `struct ethtool_drvinfo`.
-    #[repr(C)]
-    struct DriverInfo {
-        command: u32,
-        driver: [u8; 32],
-        rest: [u8; 160],
-    }
-    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
-    // SAFETY: ETHTOOL_GDRVINFO fills a struct ethtool_drvinfo: 4 + 32 * 5 + 12 + 5 * 4 bytes, the size of DriverInfo.
-    let answered = unsafe { ethtool(interface, &raw mut info) }
-        .with_context(|| format!("could not ask for the driver of {interface}"))?;
-    let name = info.driver.split(|byte| *byte == 0).next().unwrap_or_default();
-    Ok(answered.then(|| String::from_utf8_lossy(name).into_owned()).filter(|name| !name.is_empty()))
-}
-
-/// Whether generic receive offload is on (`ethtool -k`). `None` where there is no such interface.
-pub fn gro_of(interface: &str) -> Result<Option<bool>> {
-    /// `struct ethtool_value`.
-    #[repr(C)]
-    struct Value {
-        command: u32,
-        data: u32,
-    }
-    let mut value = Value { command: ETHTOOL_GGRO, data: 0 };
-    // SAFETY: ETHTOOL_GGRO fills a struct ethtool_value, which Value is.
-    let answered = unsafe { ethtool(interface, &raw mut value) }
-        .with_context(|| format!("could not ask for the offloads of {interface}"))?;
-    Ok(answered.then_some(value.data != 0))
-}
-
-/// Asks an interface's driver. Ok(false): there is no such interface, or its driver does not answer this.
-///
-/// # Safety
-/// `request` points to the struct, live and writable, that the kernel reads and fills for the command that it begins with.
-unsafe fn ethtool<T>(interface: &str, request: *mut T) -> Result<bool> {
-    let mut interface_request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: request.cast() },
-    };
-    if interface.is_empty() || interface.len() >= libc::IFNAMSIZ {
-        bail!("{interface:?} is no interface's name");
-    }
-    for (to, from) in interface_request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
-    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-        .context("could not open a socket")?;
-    // SAFETY: a live descriptor and a live request, whose data is what the caller promises.
-    let result = unsafe { libc::ioctl(any.as_raw_fd(), SIOCETHTOOL, &raw mut interface_request) };
-    match Errno::result(result) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(false),
-        Err(error) => Err(error).context("the kernel refused an ethtool request"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,12 +71,5 @@ mod tests {
         assert_eq!(parse_release("7.0-rc1"), Some((7, 0)));
         assert_eq!(parse_release("linux"), None);
         assert!(kernel_release().unwrap() >= (5, 0));
-    }
-
-    #[test]
-    fn interfaces_that_are_not_there() {
-        assert_eq!(gro_of("no-such-if").unwrap(), None);
-        assert_eq!(driver_of("no-such-if").unwrap(), None);
-        assert!(driver_of("a-name-that-is-too-long").is_err());
     }
 }

@@ -9,6 +9,7 @@ mod counters;
 mod directory;
 mod drivers;
 mod entries;
+mod ethtool;
 mod events;
 mod explain;
 mod features;
@@ -41,13 +42,17 @@ pub use clock::Clock;
 pub use connections::{Census, Sweeper, Walked};
 pub use directory::SERVICES_PER_BACKEND;
 pub(crate) use directory::ipv4_of;
-pub use drivers::{DriverXdp, driver_xdp};
+pub use drivers::{DriverXdp, driver_xdp, queues_with_xdp};
 pub use entries::{Entries, Entry, LifeState, Listing, Which};
+pub use ethtool::{
+    Channels, Offloads, Refused, adaptive_rx, bus_of, channels, driver_of, gro_of, offloads, set_adaptive_rx,
+    set_channels, set_lro,
+};
 pub use events::{BackendEvents, Events, Histogram};
 pub use explain::{
     Choice, ConnectionFound, Explainer, Explanation, HopFound, OnInterface, ServiceFound, on_interfaces,
 };
-pub use features::{XdpFeatures, driver_of, gro_of, kernel_release, xdp_features};
+pub use features::{XdpFeatures, kernel_release, xdp_features};
 pub use history::{CheckTally, Checks, History};
 pub use inspect::{PinDirState, kernel_features, pins_of, xdp_link_on};
 pub use left::Left;

@@ -20,7 +20,7 @@ const DRIVER_MTU: [(&str, u32); 7] = [
 ];
 
 /// Kinds of interfaces that no kernel runs a program on in native mode.
-const SKB_ONLY: [&str; 7] = ["bridge", "dummy", "ifb", "macvlan", "macvtap", "vlan", "vxlan"];
+pub(super) const SKB_ONLY: [&str; 7] = ["bridge", "dummy", "ifb", "macvlan", "macvtap", "vlan", "vxlan"];
 
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
     let missing = scene.missing.iter().map(|name| no_such_interface(scene, name));
@@ -77,28 +77,59 @@ fn mtu(scene: &Scene, config: &Config, link: &Link) -> Option<Finding> {
     if config.xdp_mode == XdpMode::Skb || link.xdp.is_some() {
         return None;
     }
-    if link.kind.as_deref() == Some("veth") {
-        let far = scene.far_ends.get(&link.index)?;
-        let mtu = far.link()?.mtu;
-        let fix = far.command(|interface| format!("ip link set {interface} mtu {VETH_PEER_MTU}"));
+    let limit = MtuLimit::of(scene, link).filter(MtuLimit::is_exceeded)?;
+    Some(match (config.xdp_mode, limit.is_certain) {
+        (XdpMode::Native, true) => Finding::error("mtu", &limit.message, &limit.fix),
+        (_, true) => {
+            let message = format!("{}: it gets SKB mode, which is slower", limit.message);
+            Finding::warning("mtu", &message, &limit.fix)
+        }
+        (_, false) => Finding::warning("mtu", &format!("{}: it may refuse", limit.message), &limit.fix),
+    })
+}
+
+/// The MTU that an interface has, and the largest one that native mode takes.
+pub(super) struct MtuLimit {
+    mtu: u32,
+    most: u32,
+    /// The driver's version and settings may matter too: it has the last word then.
+    is_certain: bool,
+    /// Both, for people.
+    pub(super) message: String,
+    /// The command that makes it small enough.
+    pub(super) fix: String,
+}
+
+impl MtuLimit {
+    /// `None` where it is not known.
+    pub(super) fn of(scene: &Scene, link: &Link) -> Option<MtuLimit> {
+        let name = &link.name;
+        if link.kind.as_deref() == Some("veth") {
+            let (far, most) = (scene.far_ends.get(&link.index)?, VETH_PEER_MTU);
+            let mtu = far.link()?.mtu;
+            let fix = far.command(|interface| format!("ip link set {interface} mtu {most}"));
+            let message =
+                format!("the far end of {name} has an MTU of {mtu}, native mode takes {most} at most");
+            return Some(MtuLimit { mtu, most, is_certain: true, message, fix });
+        }
+        let driver = driver_of(name).ok().flatten()?;
+        let (_, most) = *DRIVER_MTU.iter().find(|(known, _)| *known == driver)?;
+        let mtu = link.mtu;
         let message = format!(
-            "the far end of {} has an MTU of {mtu}, native mode takes {VETH_PEER_MTU} at most",
-            link.name
+            "{name} has an MTU of {mtu}, native mode takes about {most} at most with the driver {driver}"
         );
-        return (mtu > VETH_PEER_MTU).then(|| match config.xdp_mode {
-            XdpMode::Native => Finding::error("mtu", &message, &fix),
-            _ => Finding::warning("mtu", &format!("{message}: it gets SKB mode, which is slower"), &fix),
-        });
+        Some(MtuLimit {
+            mtu,
+            most,
+            is_certain: false,
+            message,
+            fix: format!("ip link set {name} mtu {most}"),
+        })
     }
-    let driver = driver_of(&link.name).ok().flatten()?;
-    let (_, most) = DRIVER_MTU.iter().find(|(name, _)| *name == driver)?;
-    // The driver's version and settings matter too: it has the last word.
-    let message = format!(
-        "{} has an MTU of {}, native mode takes about {most} at most with the driver {driver}: it may refuse",
-        link.name, link.mtu
-    );
-    (link.mtu > *most)
-        .then(|| Finding::warning("mtu", &message, &format!("ip link set {} mtu {most}", link.name)))
+
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.mtu > self.most
+    }
 }
 
 #[cfg(test)]

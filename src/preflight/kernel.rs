@@ -1,8 +1,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::Finding;
 use super::privileges::Rights;
+use super::{Finding, Remedy};
 use crate::dataplane::{kernel_features, kernel_release};
 
 const NAME: &str = "kernel";
@@ -40,7 +40,7 @@ fn judge(
     if !btf {
         let message = format!("{BTF} is missing: this kernel does not describe its types");
         let fix = "run a kernel with CONFIG_DEBUG_INFO_BTF=y and /sys mounted";
-        findings.push(Finding::error(NAME, &message, fix));
+        findings.push(Finding::error("btf", &message, fix));
     }
     match features {
         Ok(features) => {
@@ -60,7 +60,7 @@ fn judge(
             ));
         }
     }
-    if findings.is_empty() {
+    if !findings.iter().any(|finding| finding.name == NAME) {
         let (major, minor) = release.unwrap_or(OLDEST);
         findings.push(Finding::ok(NAME, &format!("Linux {major}.{minor} has what the programs need")));
     }
@@ -69,10 +69,10 @@ fn judge(
 
 fn judge_jit(value: &str) -> Finding {
     match value {
-        "0" => Finding::warning(
+        "0" => Finding::mendable(
             "jit",
             &format!("{JIT} is 0: the kernel interprets the program, many times slower"),
-            &format!("sysctl -w {JIT}=1"),
+            Remedy::sysctl(JIT, "1"),
         ),
         _ => Finding::ok("jit", &format!("the kernel compiles BPF programs ({JIT} = {value})")),
     }

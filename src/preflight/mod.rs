@@ -4,6 +4,7 @@
 //! plain data, for whoever shows it.
 
 mod backends;
+mod doctor;
 mod firewall;
 mod interfaces;
 mod kernel;
@@ -12,6 +13,7 @@ mod metrics;
 mod pins;
 mod privileges;
 mod programs;
+mod remedy;
 mod scene;
 mod sysctls;
 mod vips;
@@ -25,6 +27,8 @@ use crate::config::Config;
 use crate::net::Netlink;
 use scene::Scene;
 
+pub use doctor::{Patient, State, examine, worst};
+pub use remedy::Remedy;
 pub use sysctls::{StackInterface, SysctlNeed, needs as sysctl_needs};
 
 /// One thing that was looked at.
@@ -38,6 +42,9 @@ pub struct Finding {
     pub message: String,
     /// What to do about it, in one line; a command where there is one. Of what is ok: what would make it faster.
     pub fix: Option<String>,
+    /// The fix as something that can be carried out without asking: it harms nothing and nobody.
+    #[serde(skip)]
+    pub remedy: Option<Remedy>,
 }
 
 /// How bad a finding is.
@@ -54,15 +61,20 @@ pub enum Level {
 
 impl Finding {
     fn ok(name: &'static str, message: &str) -> Finding {
-        Finding { name, level: Level::Ok, message: message.to_owned(), fix: None }
+        Finding { name, level: Level::Ok, message: message.to_owned(), fix: None, remedy: None }
     }
 
     fn warning(name: &'static str, message: &str, fix: &str) -> Finding {
-        Finding { name, level: Level::Warning, message: message.to_owned(), fix: Some(fix.to_owned()) }
+        Finding { level: Level::Warning, fix: Some(fix.to_owned()), ..Finding::ok(name, message) }
     }
 
     fn error(name: &'static str, message: &str, fix: &str) -> Finding {
-        Finding { name, level: Level::Error, message: message.to_owned(), fix: Some(fix.to_owned()) }
+        Finding { level: Level::Error, ..Finding::warning(name, message, fix) }
+    }
+
+    /// A warning about what can be mended without asking.
+    fn mendable(name: &'static str, message: &str, remedy: Remedy) -> Finding {
+        Finding { remedy: Some(remedy.clone()), ..Finding::warning(name, message, &remedy.to_string()) }
     }
 }
 
@@ -102,9 +114,9 @@ pub fn check(netlink: &mut Netlink, config: &Config) -> Result<Vec<Finding>> {
         interfaces::check(&scene, config),
         programs::check(&scene, config),
         backends::check(&scene, config),
-        vips::check(&scene, config),
+        vips::check(&scene, config, false),
         scene.delivery(),
-        sysctls::check(&scene),
+        sysctls::check(&scene, false),
         firewall::check(&scene, config),
     ];
     Ok(checks.into_iter().flatten().collect())
@@ -120,7 +132,7 @@ pub fn check_change(netlink: &mut Netlink, config: &Config) -> Result<Vec<Findin
         interfaces::check(&scene, config),
         programs::check(&scene, config),
         backends::check(&scene, config),
-        vips::check(&scene, config),
+        vips::check(&scene, config, false),
         firewall::check(&scene, config),
     ];
     Ok(checks.into_iter().flatten().collect())

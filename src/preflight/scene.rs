@@ -19,7 +19,7 @@ pub(super) struct Scene {
     /// By address of a backend.
     pub(super) routes: BTreeMap<Ipv4Addr, Option<Route>>,
     /// Of the interfaces in use.
-    egress: BTreeMap<u32, EgressFacts>,
+    pub(super) egress: BTreeMap<u32, EgressFacts>,
     /// Of those that are veths.
     pub(super) far_ends: BTreeMap<u32, FarEnd>,
     /// Who delivers whatever is known of an interface; `None`: that decides.
@@ -105,6 +105,11 @@ impl Scene {
             Some(always) => always != Always::Xdp,
             None => self.egress.get(&link.index).is_some_and(|facts| !facts.redirect),
         }
+    }
+
+    /// Whether the operator chose who delivers.
+    pub(super) fn is_chosen(&self) -> bool {
+        self.always.is_some()
     }
 
     /// Whether anything is.

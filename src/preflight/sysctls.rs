@@ -1,6 +1,6 @@
 use std::fs::OpenOptions;
 
-use super::{Finding, Scene};
+use super::{Finding, Remedy, Scene};
 use crate::net::{read_sysctl, sysctl_path};
 
 const NAME: &str = "sysctl";
@@ -67,14 +67,15 @@ impl SysctlNeed {
     }
 }
 
-pub(super) fn check(scene: &Scene) -> Vec<Finding> {
+/// `nobody_sets`: an instance has started already, or ended, so that what is not right stays so.
+pub(super) fn check(scene: &Scene, nobody_sets: bool) -> Vec<Finding> {
     let mut all = vec![SysctlNeed {
         name: LOOKUPS.to_owned(),
         value: "1",
         why: "the program looks up the way to clients",
     }];
     all.extend(needs(&stack_interfaces(scene)));
-    all.iter().filter_map(judge).collect()
+    all.iter().filter_map(|need| judge(need, nobody_sets)).collect()
 }
 
 /// Which interfaces hand packets over to the kernel, as far as can be told beforehand.
@@ -96,11 +97,16 @@ fn stack_interfaces(scene: &Scene) -> Vec<StackInterface> {
 }
 
 /// `None` if it has the value already, or one that does.
-fn judge(need: &SysctlNeed) -> Option<Finding> {
+fn judge(need: &SysctlNeed, nobody_sets: bool) -> Option<Finding> {
     let SysctlNeed { name, value, why } = need;
     let now = read_sysctl(name).ok()?;
     if now == *value || need.is_met_otherwise() {
         return None;
+    }
+    let remedy = Remedy::sysctl(name, value);
+    if nobody_sets {
+        let message = format!("{name} is {now}, must be {value}: {why}");
+        return Some(Finding::mendable(NAME, &message, remedy));
     }
     // Opening changes nothing, and goes by what decides: access(2) knows neither the effective user nor capabilities.
     if OpenOptions::new().write(true).open(sysctl_path(name)).is_ok() {
@@ -108,7 +114,7 @@ fn judge(need: &SysctlNeed) -> Option<Finding> {
         return Some(Finding::ok(NAME, &message));
     }
     let message = format!("{name} is {now}, must be {value} and cannot be set from here: {why}");
-    Some(Finding::warning(NAME, &message, &format!("sysctl -w {name}={value}")))
+    Some(Finding::mendable(NAME, &message, remedy))
 }
 
 /// Whether the greater of the interface's and everybody's value is 1.

@@ -272,7 +272,7 @@ pub fn find(tool: &str) -> Result<PathBuf> {
         "dnsmasq" => "dnsmasq-base",
         "ip" | "ss" => "iproute2",
         "nft" => "nftables",
-        "nsenter" | "setpriv" => "util-linux",
+        "nsenter" | "setpriv" | "unshare" => "util-linux",
         "nstat" => "iproute2",
         "promtool" => "prometheus",
         other => other,

@@ -23,7 +23,7 @@ const NAME: &str = "firewall";
 /// A user's PATH lacks these, where the tools are.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// Looks at the rules of this namespace.
+/// Looks at the rules of this namespace, if they have to do with what is balanced.
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
     if !scene.by_stack() {
         return vec![Finding::ok(
@@ -31,15 +31,20 @@ pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
             "not looked at: what is balanced is sent by XDP, before any firewall",
         )];
     }
-    let mut rules = Ruleset::default();
-    rules.read();
-    let mut findings: Vec<Finding> =
-        rules.blind.iter().map(|(message, fix)| Finding::warning(NAME, message, fix)).collect();
-    findings.extend(obstacles(&rules.tables, &flows(scene, config)));
+    let (mut findings, obstacles) = look(scene, config);
+    findings.extend(obstacles);
     if findings.is_empty() {
         findings.push(Finding::ok(NAME, "no rule stops what the kernel forwards for the services"));
     }
     findings
+}
+
+/// Looks at the rules of this namespace: what could not be looked at, and what is in the way.
+pub(super) fn look(scene: &Scene, config: &Config) -> (Vec<Finding>, Vec<Finding>) {
+    let mut rules = Ruleset::default();
+    rules.read();
+    let blind = rules.blind.iter().map(|(message, fix)| Finding::warning(NAME, message, fix)).collect();
+    (blind, obstacles(&rules.tables, &flows(scene, config)))
 }
 
 /// A chain that stops flows, with the commands that let them pass. Each such chain needs its own: what one accepts, another

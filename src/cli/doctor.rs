@@ -1,0 +1,114 @@
+//! `xdp-lb doctor`: what ails an instance or this host, and what to do about it.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::Instance;
+use super::patient::find;
+use super::show::print;
+use crate::log;
+use crate::net::Netlink;
+use crate::preflight::{Finding, Level, Remedy, examine, worst};
+
+/// Looks at everything and prints a line for each thing. The exit code: 0, 1 for warnings, 2 for errors.
+pub fn doctor(interface: Option<&str>, instance: &Instance, fix: bool) -> u8 {
+    let look = || look(interface, instance);
+    let mut findings = look();
+    if fix && mend(&findings) {
+        findings = look();
+    }
+    show(&findings, instance.json);
+    match worst(&findings) {
+        Level::Ok => 0,
+        Level::Warning => 1,
+        Level::Error => 2,
+    }
+}
+
+/// A host that cannot be looked at is not well either.
+fn look(interface: Option<&str>, instance: &Instance) -> Vec<Finding> {
+    let looked = Netlink::open().and_then(|mut netlink| {
+        let patient = find(&mut netlink, interface, instance)?;
+        examine(&mut netlink, &patient)
+    });
+    looked.unwrap_or_else(|error| {
+        let message = format!("could not look: {error:#}");
+        vec![Finding { name: "doctor", level: Level::Error, message, fix: None, remedy: None }]
+    })
+}
+
+/// Carries out what harms nothing. False if there was nothing of that.
+fn mend(findings: &[Finding]) -> bool {
+    let mut remedies: Vec<&Remedy> = Vec::new();
+    for remedy in
+        findings.iter().filter(|finding| finding.level > Level::Ok).filter_map(|f| f.remedy.as_ref())
+    {
+        if !remedies.contains(&remedy) {
+            remedies.push(remedy);
+        }
+    }
+    for remedy in &remedies {
+        log::notice(&format!("fix: {remedy}"));
+    }
+    for remedy in &remedies {
+        if let Err(error) = remedy.apply() {
+            log::notice(&format!("this failed: {remedy}: {error:#}"));
+        }
+    }
+    !remedies.is_empty()
+}
+
+fn show(findings: &[Finding], json: bool) {
+    let out = std::io::stdout();
+    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let printed = match json {
+        true => as_json(findings).and_then(|value| print(&value, true, |_| String::new())),
+        false => {
+            let text: String = findings.iter().map(|finding| line(finding, colour)).collect();
+            // A reader that has seen enough is no error.
+            let _ = out.lock().write_all(text.as_bytes());
+            Ok(())
+        }
+    };
+    if let Err(error) = printed {
+        log::failure(&format!("{error:#}"));
+    }
+}
+
+fn as_json(findings: &[Finding]) -> Result<Value> {
+    serde_json::to_value(findings).context("could not write the findings as JSON")
+}
+
+fn line(finding: &Finding, colour: bool) -> String {
+    let level = format!("{:<8}", finding.level.name());
+    let level = match (colour, finding.level) {
+        (false, _) => level,
+        (true, Level::Ok) => format!("\x1b[32m{level}\x1b[0m"),
+        (true, Level::Warning) => format!("\x1b[33m{level}\x1b[0m"),
+        (true, Level::Error) => format!("\x1b[31m{level}\x1b[0m"),
+    };
+    format!("{level} {}: {finding}\n", finding.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_level_name_message_and_fix() {
+        let finding = Finding {
+            name: "ip-forward",
+            level: Level::Warning,
+            message: "net.ipv4.ip_forward is 0".into(),
+            fix: Some("sysctl -w net.ipv4.ip_forward=1".into()),
+            remedy: None,
+        };
+        assert_eq!(
+            line(&finding, false),
+            "warning  ip-forward: net.ipv4.ip_forward is 0; fix: sysctl -w net.ipv4.ip_forward=1\n"
+        );
+        assert!(line(&finding, true).starts_with("\x1b[33mwarning \x1b[0m ip-forward"));
+    }
+}

@@ -1,0 +1,131 @@
+//! The instance itself: its process, its pins, its programs, its addresses.
+
+use std::fs;
+use std::path::Path;
+
+use super::{Patient, State};
+use crate::dataplane::PinDirState;
+use crate::preflight::privileges::Rights;
+use crate::preflight::{Finding, Remedy, Scene, pins};
+
+const NAME: &str = "instance";
+
+pub(super) fn check(patient: &Patient, rights: &Rights) -> Vec<Finding> {
+    let dir = &patient.config.pin_dir;
+    let pins = PinDirState::of(dir);
+    let mut findings = bpffs(dir, &pins, rights);
+    findings.push(judge(dir, &patient.state, &pins));
+    // Of these `judge` has spoken.
+    findings.push(match &pins {
+        PinDirState::Running(_) => Finding::ok("pins", &format!("{} is that of an instance", dir.display())),
+        PinDirState::Foreign(0) if !nix::unistd::geteuid().is_root() => Finding::error(
+            "pins",
+            &format!("{} may be looked at by root only", dir.display()),
+            "sudo xdp-lb doctor",
+        ),
+        _ if matches!(patient.state, State::Runs) => {
+            let message = format!("{} is no more what the process made it", dir.display());
+            Finding::warning(
+                "pins",
+                &message,
+                "leave it to the process: it makes its pins anew within seconds",
+            )
+        }
+        _ => pins::check(&patient.config, rights).remove(0),
+    });
+    findings
+}
+
+fn judge(dir: &Path, state: &State, pins: &PinDirState) -> Finding {
+    let shown = dir.display();
+    let process = match pins {
+        PinDirState::Running(Some(process)) => format!(" (process {process})"),
+        _ => String::new(),
+    };
+    match state {
+        State::Runs => Finding::ok(NAME, &format!("it runs with the pins in {shown}{process}")),
+        State::Silent(message, fix) => Finding::error(NAME, message, fix),
+        State::Dead => Finding::warning(
+            NAME,
+            &format!(
+                "no process runs for what is pinned in {shown}: it goes on, but nobody checks backends or follows the network"
+            ),
+            "start it again: it is taken over; or remove it: xdp-lb detach IFACE",
+        ),
+        State::None => match pins {
+            PinDirState::Running(_) => Finding::ok(
+                NAME,
+                &format!("the one with the pins in {shown}{process} has nothing to do with this interface"),
+            ),
+            PinDirState::Leftovers => {
+                Finding::ok(NAME, &format!("what one left in {shown} has nothing to do with this interface"))
+            }
+            _ => Finding::ok(NAME, &format!("no instance runs with the pins in {shown}")),
+        },
+    }
+}
+
+/// Whether there is a place for pins. A start would mount one; one that the system mounts outlives what starts.
+fn bpffs(dir: &Path, pins: &PinDirState, rights: &Rights) -> Vec<Finding> {
+    const NAME: &str = "bpffs";
+    let parent = dir.parent().unwrap_or(dir);
+    let shown = parent.display();
+    let is_known = fs::read_to_string("/proc/filesystems").is_ok_and(|kinds| kinds.contains("\tbpf\n"));
+    let none = format!("there is no bpffs at {shown}");
+    vec![match pins {
+        PinDirState::ToBeMounted | PinDirState::NoBpffs(_) if !is_known => Finding::error(
+            NAME,
+            &format!("{none}, and the kernel has none"),
+            "run a kernel with CONFIG_BPF_SYSCALL=y",
+        ),
+        PinDirState::ToBeMounted if rights.can_mount() => {
+            Finding::mendable(NAME, &none, Remedy::MountBpffs(parent.to_owned()))
+        }
+        PinDirState::ToBeMounted | PinDirState::NoBpffs(_) => {
+            Finding::error(NAME, &none, &Remedy::MountBpffs(parent.to_owned()).to_string())
+        }
+        PinDirState::Unknown(why) => {
+            Finding::error(NAME, &format!("could not look at {}: {why}", dir.display()), "sudo xdp-lb doctor")
+        }
+        _ => Finding::ok(NAME, &format!("{shown} is a bpffs")),
+    }]
+}
+
+/// What is on the interfaces, given what a start would say of it: to an instance that is there, no program is a fault.
+pub(super) fn programs(scene: &Scene, state: &State, found: Vec<Finding>) -> Vec<Finding> {
+    if !matches!(state, State::Runs | State::Dead) {
+        return found;
+    }
+    let judge = |(link, finding): (&crate::net::Link, Finding)| match link.xdp {
+        Some(_) => finding,
+        None => Finding::warning(
+            "program",
+            &format!("the program is not on {}: what arrives there is not balanced", link.name),
+            match state {
+                State::Runs => "wait a second: it is put there again; the log says what keeps it from that",
+                _ => "start the instance again",
+            },
+        ),
+    };
+    scene.in_use().into_iter().zip(found).map(judge).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::Level;
+
+    #[test]
+    fn an_instance_is_judged_by_its_process_and_pins() {
+        let dir = Path::new("/sys/fs/bpf/xdp_lb");
+        let level = |state: State, pins: PinDirState| judge(dir, &state, &pins).level;
+        assert_eq!(level(State::Runs, PinDirState::Running(Some(7))), Level::Ok);
+        assert_eq!(level(State::Dead, PinDirState::Leftovers), Level::Warning);
+        assert_eq!(level(State::None, PinDirState::Free), Level::Ok);
+        assert_eq!(level(State::None, PinDirState::Running(None)), Level::Ok);
+        let silent = State::Silent("it does not answer".into(), "restart it".into());
+        assert_eq!(level(silent, PinDirState::Running(None)), Level::Error);
+        let runs = judge(dir, &State::Runs, &PinDirState::Running(Some(7)));
+        assert!(runs.message.contains("(process 7)"), "{}", runs.message);
+    }
+}

@@ -1,0 +1,188 @@
+//! What ails an instance, or a host that is to have one: all that a start looks at, and what matters only to one that runs
+//! or is to be fast. Each check gives at least one finding.
+
+mod hardware;
+mod instance;
+mod neighbours;
+mod ports;
+mod stack;
+mod table;
+
+use anyhow::Result;
+
+use super::privileges::Rights;
+use super::{Finding, Level, Scene};
+use super::{backends, interfaces, kernel, memory, privileges, programs, sysctls, vips};
+use crate::config::Config;
+use crate::net::Netlink;
+
+/// What is looked at.
+#[derive(Clone, Debug)]
+pub struct Patient {
+    /// What the instance was asked to do. Without services where there is no instance.
+    pub config: Config,
+    /// How it is.
+    pub state: State,
+}
+
+/// How an instance is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// There is none, or it has nothing to do with the interface that was named.
+    None,
+    /// Its process answers.
+    Runs,
+    /// What it pinned goes on without a process.
+    Dead,
+    /// It cannot be asked: why, and what to do.
+    Silent(String, String),
+}
+
+/// What a check needs to be looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    Interface,
+    Services,
+}
+
+/// A check: its name, and what is so where it found nothing. Scripts rely on the names: new ones are added, none is renamed.
+struct Check {
+    name: &'static str,
+    needs: Needs,
+    quiet: &'static str,
+}
+
+const fn check(name: &'static str, needs: Needs, quiet: &'static str) -> Check {
+    Check { name, needs, quiet }
+}
+
+/// Every check, in the order in which they are shown.
+const CHECKS: [Check; 29] = [
+    check("instance", Needs::Nothing, "no instance runs"),
+    check("privileges", Needs::Nothing, "nothing is missing"),
+    check("kernel", Needs::Nothing, "not to be seen"),
+    check("btf", Needs::Nothing, "the kernel describes its types (/sys/kernel/btf/vmlinux)"),
+    check("jit", Needs::Nothing, "net.core.bpf_jit_enable is not to be seen from this network namespace"),
+    check("memory", Needs::Nothing, "the table is there already"),
+    check("bpffs", Needs::Nothing, "not looked at"),
+    check("pins", Needs::Nothing, "not looked at"),
+    check("interface", Needs::Interface, "nothing is wrong"),
+    check("driver", Needs::Interface, "not to be seen"),
+    check("mtu", Needs::Interface, "no limit is known that is exceeded"),
+    check("queues", Needs::Interface, "no driver tells its queues"),
+    check("irq", Needs::Interface, "no interface has interrupts of its own"),
+    check("lro", Needs::Interface, "off at each interface"),
+    check("gro", Needs::Interface, "not to be seen"),
+    check("offloads", Needs::Interface, "none is in the way"),
+    check("veth", Needs::Interface, "no interface is a veth"),
+    check("program", Needs::Interface, "nothing is in the way"),
+    check("route", Needs::Services, "no backend is configured"),
+    check("neighbour", Needs::Services, "no backend is reached by a neighbour"),
+    check("clash", Needs::Services, "no two services or backends clash"),
+    check("client-subnet", Needs::Services, "no backend is in a subnet of clients"),
+    check("vip", Needs::Services, "there is none"),
+    check("delivery", Needs::Interface, "not to be told"),
+    check("ip-forward", Needs::Nothing, "net.ipv4.ip_forward is not to be seen"),
+    check("sysctl", Needs::Interface, "all that the kernel's delivery needs is set"),
+    check("firewall", Needs::Services, "no rule is in the way"),
+    check("ports", Needs::Services, "no VIP's port is among those that this host uses itself"),
+    check("table", Needs::Services, "not looked at"),
+];
+
+/// Looks at everything. What cannot be looked at is a finding too.
+///
+/// # Errors
+/// When the kernel does not answer by netlink.
+pub fn examine(netlink: &mut Netlink, patient: &Patient) -> Result<Vec<Finding>> {
+    let Patient { config, state } = patient;
+    let rights = Rights::of_this_process();
+    let scene = Scene::look(netlink, config)?;
+    let is_there = matches!(state, State::Runs | State::Dead);
+    let mut findings = instance::check(patient, &rights);
+    findings.extend(privileges::check(&rights, config));
+    findings.extend(kernel::check(&rights));
+    if !is_there {
+        findings.extend(memory::check(config));
+    }
+    findings.extend(interfaces::check(&scene, config));
+    findings.extend(hardware::check(&scene, config)?);
+    findings.extend(instance::programs(&scene, state, programs::check(&scene, config)));
+    findings.extend(scene.delivery());
+    findings.extend(stack::forwarding());
+    findings.extend(sysctls::check(&scene, is_there));
+    if !config.services.is_empty() {
+        findings.extend(backends::check(&scene, config));
+        findings.extend(neighbours::check(netlink, &scene)?);
+        findings.extend(vips::check(&scene, config, true));
+        findings.extend(stack::firewall(&scene, config));
+        findings.extend(ports::check(&scene, config));
+    }
+    findings.extend(table::check(patient));
+    Ok(complete(findings, patient))
+}
+
+/// Adds a line for each check that found nothing, and puts all in order.
+fn complete(mut findings: Vec<Finding>, patient: &Patient) -> Vec<Finding> {
+    let config = &patient.config;
+    let unknown = match patient.state {
+        State::None => "not looked at: no instance runs",
+        State::Silent(..) => "not looked at: the instance cannot be asked",
+        State::Runs | State::Dead => "not looked at: no service is known",
+    };
+    for check in &CHECKS {
+        if findings.iter().any(|finding| finding.name == check.name) {
+            continue;
+        }
+        let message = match check.needs {
+            Needs::Services if config.services.is_empty() => unknown.to_owned(),
+            Needs::Interface if config.interfaces.is_empty() => {
+                format!("{unknown}, and no interface was named")
+            }
+            _ => check.quiet.to_owned(),
+        };
+        findings.push(Finding::ok(check.name, &message));
+    }
+    let place = |finding: &Finding| CHECKS.iter().position(|check| check.name == finding.name);
+    findings.sort_by_key(|finding| place(finding).unwrap_or(CHECKS.len()));
+    findings
+}
+
+/// How bad the worst finding is.
+pub fn worst(findings: &[Finding]) -> Level {
+    findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_check_says_something_in_order() {
+        let patient = |interfaces| Patient { config: Config::new(interfaces, vec![]), state: State::None };
+        let findings = complete(
+            vec![Finding::ok("table", "x"), Finding::warning("lro", "on", "off"), Finding::ok("kernel", "x")],
+            &patient(vec!["eth0".into()]),
+        );
+        let names: Vec<&str> = findings.iter().map(|finding| finding.name).collect();
+        let expected: Vec<&str> = CHECKS.iter().map(|check| check.name).collect();
+        assert_eq!(names, expected);
+        let message = |name: &str| {
+            findings.iter().find(|finding| finding.name == name).map(|finding| finding.message.as_str())
+        };
+        assert_eq!(message("vip"), Some("not looked at: no instance runs"));
+        assert_eq!(message("offloads"), Some("none is in the way"));
+        let none = complete(vec![], &patient(vec![]));
+        assert!(none.iter().any(|finding| finding.message.contains("no interface was named")));
+        assert_eq!(worst(&findings), Level::Warning);
+        assert_eq!(worst(&none), Level::Ok);
+    }
+
+    #[test]
+    fn every_name_is_documented() {
+        let table = include_str!("../../../docs/doctor.md");
+        for name in CHECKS.iter().map(|check| check.name) {
+            assert!(table.contains(&format!("| `{name}` |")), "docs/doctor.md lacks {name}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Settings that make a host that balances faster: each told with what it was and is, recorded, and put back on demand.
+//!
+//! What a device cannot do is said and left alone. Nothing here changes what is balanced, or how.
+
+mod record;
+mod setting;
+
+use anyhow::{Context as _, Result, bail};
+use nix::libc;
+use serde::Serialize;
+
+use crate::dataplane::{Refused, bus_of, channels, driver_of, queues_with_xdp};
+use crate::net::{Link, Netlink, irqbalance, irqs_of, online_cpus};
+use record::{Change, Record};
+use setting::{Queues, Setting};
+
+const JIT: &str = "net.core.bpf_jit_enable";
+/// Polls in a row that find nothing before the device may interrupt again.
+const DEFER: (&str, &str) = ("napi_defer_hard_irqs", "2");
+/// After so many nanoseconds it is polled again meanwhile: the most that a frame waits longer.
+const POLL_AGAIN: (&str, &str) = ("gro_flush_timeout", "20000");
+
+/// What became of a setting. The JSON is stable: fields are added, never renamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// What it is about: `jit`, `queues`, `irq`, `coalescing` or `busy-polling`.
+    pub name: &'static str,
+    /// What it is, for people.
+    pub what: String,
+    /// What it was.
+    pub before: Option<String>,
+    /// What it is, or would be.
+    pub after: Option<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why, if there is something to say.
+    pub note: Option<String>,
+}
+
+/// What became of a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It has another value now.
+    Changed,
+    /// It would get another value.
+    Planned,
+    /// It has the value already.
+    Kept,
+    /// It is left alone: the device has no such thing, or somebody else set it.
+    Skipped,
+    /// It has the value of before again.
+    Restored,
+    /// It could not be set.
+    Failed,
+}
+
+/// A setting that is to have a value, or the reason why it is left alone.
+struct Wish {
+    setting: Setting,
+    value: Result<String, String>,
+    note: Option<String>,
+}
+
+impl Wish {
+    fn new(setting: Setting, value: &str) -> Wish {
+        Wish { setting, value: Ok(value.to_owned()), note: None }
+    }
+
+    fn none(setting: Setting, why: &str) -> Wish {
+        Wish { setting, value: Err(why.to_owned()), note: None }
+    }
+}
+
+/// What looks at an interface for what could be better.
+type Stage = fn(&Link) -> Result<Vec<Wish>>;
+
+/// Interrupts come and go with queues: each stage looks when those before it are done.
+const STAGES: [Stage; 5] = [jit, queues, interrupts, coalescing, busy_polling];
+
+/// Makes the host faster for what an interface receives. `dry_run`: only tells.
+///
+/// # Errors
+/// When there is no such interface, or what is changed cannot be recorded.
+pub fn tune(interface: &str, dry_run: bool) -> Result<Vec<Step>> {
+    let link = Netlink::open()?.link(interface)?;
+    let link = link.with_context(|| format!("there is no interface {interface}"))?;
+    let mut record = if dry_run { None } else { Some(Record::open(&link.name, link.index)?) };
+    let mut steps = Vec::new();
+    for stage in STAGES {
+        for wish in stage(&link)? {
+            steps.push(fulfil(&link.name, wish, record.as_mut())?);
+        }
+    }
+    Ok(steps)
+}
+
+fn fulfil(interface: &str, wish: Wish, record: Option<&mut Record>) -> Result<Step> {
+    let Wish { setting, value, note } = wish;
+    let step = Step {
+        name: setting.group(),
+        what: setting.what(interface),
+        before: None,
+        after: None,
+        outcome: Outcome::Skipped,
+        note,
+    };
+    let because = |why: String, step: Step| Ok(Step { note: Some(why), ..step });
+    let value = match value {
+        Ok(value) => value,
+        Err(why) => return because(why, step),
+    };
+    let before = match setting.read(interface) {
+        Ok(Some(before)) => before,
+        Ok(None) => return because("there is no such setting here".to_owned(), step),
+        Err(error) => return Ok(Step { outcome: Outcome::Failed, note: Some(format!("{error:#}")), ..step }),
+    };
+    let step = Step { before: Some(before.clone()), after: Some(before.clone()), ..step };
+    if before == value {
+        return Ok(Step { outcome: Outcome::Kept, ..step });
+    }
+    let Some(record) = record else {
+        return Ok(Step { after: Some(value), outcome: Outcome::Planned, ..step });
+    };
+    let is_first = !record.changes().iter().any(|change| change.setting == setting);
+    // Before it is so: a process that is killed in between leaves a record of what is as it was.
+    record.note(&setting, &before, &value)?;
+    match setting.write(interface, &value) {
+        Ok(()) => {
+            // As the kernel writes it, for the comparison when it is put back.
+            let after = setting.read(interface).ok().flatten().unwrap_or(value);
+            record.note(&setting, &before, &after)?;
+            Ok(Step { after: Some(after), outcome: Outcome::Changed, ..step })
+        }
+        Err(error) => {
+            if is_first {
+                record.forget(&setting)?;
+            }
+            let (outcome, why) = failure(&error);
+            Ok(Step { outcome, note: Some(why), ..step })
+        }
+    }
+}
+
+/// What a device cannot do is no failure.
+fn failure(error: &anyhow::Error) -> (Outcome, String) {
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        return (Outcome::Skipped, refused.to_string());
+    }
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+        // So does the kernel with interrupts that it manages itself.
+        Some(libc::EIO) => (Outcome::Skipped, "the kernel does not let it be changed".to_owned()),
+        _ => (Outcome::Failed, format!("{error:#}")),
+    }
+}
+
+/// Puts back what was there before, the last change first. `dry_run`: only tells.
+///
+/// # Errors
+/// When there is no such interface and no record of one, or the record cannot be read.
+pub fn undo(interface: &str, dry_run: bool) -> Result<Vec<Step>> {
+    let link = Netlink::open()?.link(interface)?;
+    let (name, mut record) = match &link {
+        Some(link) => (link.name.as_str(), Record::open(&link.name, link.index)?),
+        None => match Record::of_lost(interface)? {
+            Some(record) => (interface, record),
+            None => bail!("there is no interface {interface}, and nothing is recorded of one"),
+        },
+    };
+    let mut steps = Vec::new();
+    for change in record.changes().to_vec().into_iter().rev() {
+        let step = put_back(name, link.is_some(), &change, dry_run);
+        if !dry_run && step.outcome != Outcome::Failed {
+            record.forget(&change.setting)?;
+        }
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+fn put_back(interface: &str, is_there: bool, change: &Change, dry_run: bool) -> Step {
+    let Change { setting, before: first, after: ours } = change;
+    let mut step = Step {
+        name: setting.group(),
+        what: setting.what(interface),
+        before: None,
+        after: None,
+        outcome: Outcome::Skipped,
+        note: None,
+    };
+    let now = match setting.read(interface) {
+        Ok(now) if is_there || !setting.is_of_interface() => now,
+        Ok(_) => None,
+        Err(error) => {
+            return Step { outcome: Outcome::Failed, note: Some(format!("{error:#}")), ..step };
+        }
+    };
+    step.before.clone_from(&now);
+    step.after.clone_from(&now);
+    let Some(now) = now else {
+        return Step { note: Some("it is gone".to_owned()), ..step };
+    };
+    if now == *first {
+        return Step { outcome: Outcome::Kept, ..step };
+    }
+    if now != *ours {
+        let note = format!("somebody else made it {now} since it was made {ours}; it was {first} before");
+        return Step { note: Some(note), ..step };
+    }
+    if dry_run {
+        return Step { after: Some(first.clone()), outcome: Outcome::Planned, ..step };
+    }
+    match setting.write(interface, first) {
+        Ok(()) => Step { after: Some(first.clone()), outcome: Outcome::Restored, ..step },
+        Err(error) => Step { outcome: Outcome::Failed, note: Some(format!("{error:#}")), ..step },
+    }
+}
+
+fn jit(_: &Link) -> Result<Vec<Wish>> {
+    let setting = Setting::Sysctl(JIT.to_owned());
+    Ok(vec![match setting.read("")?.as_deref() {
+        None => Wish::none(setting, "it is not to be seen from this network namespace"),
+        Some("0") => Wish {
+            note: Some("programs that are loaded already stay as they are until the next start".to_owned()),
+            ..Wish::new(setting, "1")
+        },
+        // 2 compiles too.
+        Some(on) => Wish::new(setting, on),
+    }])
+}
+
+/// As many as there are processors: each is served by one at a time.
+fn queues(link: &Link) -> Result<Vec<Wish>> {
+    let Some(channels) = channels(&link.name)? else {
+        return Ok(vec![Wish::none(
+            Setting::Queues(Queues::Combined),
+            "the driver does not tell its queues",
+        )]);
+    };
+    let cpus = u32::try_from(online_cpus()?.len()).unwrap_or(u32::MAX);
+    let driver = driver_of(&link.name)?.unwrap_or_default();
+    let wish = |queues: Queues| {
+        let (_, all) = queues.of(&channels);
+        let most = queues_with_xdp(&driver, all);
+        let note =
+            (most < all).then(|| format!("{driver} needs the others of {all} for what a program sends"));
+        (most > 0).then(|| Wish { note, ..Wish::new(Setting::Queues(queues), &most.min(cpus).to_string()) })
+    };
+    let kinds: &[Queues] =
+        if channels.max_combined > 0 { &[Queues::Combined] } else { &[Queues::Rx, Queues::Tx] };
+    Ok(kinds.iter().filter_map(|kind| wish(*kind)).collect())
+}
+
+/// One processor for each queue, in turn.
+fn interrupts(link: &Link) -> Result<Vec<Wish>> {
+    let irqs = irqs_of(&link.name, bus_of(&link.name)?.as_deref())?;
+    let cpus = online_cpus()?;
+    if irqs.is_empty() || cpus.is_empty() {
+        let setting = Setting::Irq { number: 0, name: link.name.clone() };
+        return Ok(vec![Wish::none(setting, "the interface has no interrupts of its own")]);
+    }
+    let note = irqbalance().map(|process| {
+        format!("irqbalance (process {process}) may move it again: stop it, or have it leave these alone (--banirq)")
+    });
+    let wish = |(place, irq): (usize, crate::net::Irq)| {
+        let cpu = cpus[irq.queue.unwrap_or(place) % cpus.len()];
+        let setting = Setting::Irq { number: irq.number, name: irq.name };
+        Wish { note: note.clone(), ..Wish::new(setting, &cpu.to_string()) }
+    };
+    Ok(irqs.into_iter().enumerate().map(wish).collect())
+}
+
+/// The device finds out how many frames to collect: few when there are few, so that they do not wait.
+fn coalescing(link: &Link) -> Result<Vec<Wish>> {
+    Ok(vec![match Setting::AdaptiveRx.read(&link.name)? {
+        None => Wish::none(Setting::AdaptiveRx, "the driver has no coalescing"),
+        Some(_) => Wish::new(Setting::AdaptiveRx, "on"),
+    }])
+}
+
+/// Under load the device is polled rather than let interrupt. `net.core.busy_read` and `busy_poll` are of no use here: they
+/// are for processes that wait at sockets, which balanced packets never get to.
+fn busy_polling(link: &Link) -> Result<Vec<Wish>> {
+    let wish = |(name, value): (&str, &str)| {
+        let setting = Setting::Device(name.to_owned());
+        match setting.read(&link.name) {
+            Ok(Some(now)) if now != "0" && now != value => {
+                Wish::none(setting, &format!("it is {now}: somebody has set it already"))
+            }
+            _ => Wish::new(setting, value),
+        }
+    };
+    Ok(vec![wish(POLL_AGAIN), wish(DEFER)])
+}
