@@ -30,12 +30,15 @@ endif
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all deps build demo test test-all bench bench-table flood fuzz mutants verify status install uninstall clean fmt lint vmlinux help
+.PHONY: all deps deps-all build demo test test-all bench bench-table flood fuzz mutants verify status install uninstall clean fmt lint vmlinux help
 
 all: build ## build (the default)
 
 deps: ## install the system packages that build, test and demo need, if they are missing
 	@CARGO='$(CARGO)' deploy/deps.sh
+
+deps-all: ## and those that only make test-all needs
+	@CARGO='$(CARGO)' deploy/deps.sh all
 
 build: ## build target/release/xdp-lb
 	@CARGO='$(CARGO)' deploy/deps.sh build
@@ -58,8 +61,9 @@ else
 endif
 
 # The first line again in release, where what is promised of a release build is measured.
-test-all: test ## make test, and what takes long: 200 changes under load, 2,000 backends checked, long floods, fuzz (half an hour)
+test-all: deps-all test ## make test, and what takes long: 200 changes under load, 2,000 backends checked, alerts, long floods, fuzz (half an hour)
 	$(CARGO) test --release --locked --test e2e_live --test e2e_scale --test health_load $(AS_ROOT) -- --nocapture --include-ignored
+	$(CARGO) test --locked --test dashboard --test e2e_prometheus $(AS_ROOT) -- --nocapture --include-ignored
 	$(MAKE) flood
 	$(MAKE) fuzz N=10000000
 
@@ -103,7 +107,8 @@ install: $(BIN) ## install to $(DESTDIR)$(PREFIX), PREFIX=/usr/local: program, m
 	install -m 644 '$(EXTRAS)/fish' '$(DESTDIR)$(PREFIX)/$(FISH_COMPLETION)'
 	install -m 644 '$(EXTRAS)/xdp-lb.service' '$(DESTDIR)$(PREFIX)/$(UNIT)'
 	install -m 644 README.md CHANGELOG.md LICENSE LICENSE-MIT '$(DESTDIR)$(PREFIX)/share/doc/xdp-lb'
-	install -m 644 deploy/xdp-lb.toml '$(DESTDIR)$(PREFIX)/share/doc/xdp-lb/examples'
+	install -m 644 deploy/xdp-lb.toml deploy/prometheus/*.yml deploy/grafana/xdp-lb.json \
+		'$(DESTDIR)$(PREFIX)/share/doc/xdp-lb/examples'
 
 uninstall: ## remove what install installed
 	rm -f $(foreach file,sbin/xdp-lb $(INSTALLED),'$(DESTDIR)$(PREFIX)/$(file)')

@@ -6,6 +6,7 @@
 #
 #   deploy/deps.sh                       find out what is missing and install it (with sudo if not root)
 #   deploy/deps.sh build                 only what building needs
+#   deploy/deps.sh all                   and what only the tests need that take long (make test-all)
 #   deploy/deps.sh --install PACKAGE...  the second half, as root; "@cargo" stands for a new enough cargo
 set -euo pipefail
 
@@ -58,6 +59,17 @@ command:iptables     iptables         iptables-nft
 command:promtool     prometheus       golang-github-prometheus
 TABLE
 }
+long_requirements() { # of the tests that take long; "-": those go without it there, and say so
+	cat <<'TABLE'
+command:prometheus-alertmanager prometheus-alertmanager -
+TABLE
+}
+
+requirements() { # run|build|all
+	build_requirements
+	[ "$1" = build ] || run_requirements
+	[ "$1" != all ] || long_requirements
+}
 
 present() {
 	case $1 in
@@ -80,11 +92,12 @@ at_least() { # VERSION MINIMUM
 }
 
 # The checks that fail, each with its package in the names of package manager $1: "check package" per line.
-missing() { # apt|dnf all|build
-	local check apt dnf
+missing() { # apt|dnf run|build|all
+	local check apt dnf package
 	while read -r check apt dnf; do
-		present "$check" || printf '%s %s\n' "$check" "$([ "$1" = dnf ] && echo "$dnf" || echo "$apt")"
-	done < <(build_requirements && { [ "$2" = build ] || run_requirements; })
+		[ "$1" = dnf ] && package=$dnf || package=$apt
+		[ "$package" = - ] || present "$check" || printf '%s %s\n' "$check" "$package"
+	done < <(requirements "$2")
 }
 
 refresh_index() {
@@ -135,6 +148,7 @@ services_of() { # PACKAGE...
 		case $name in
 		nginx) echo nginx ;;
 		prometheus) echo prometheus ;;
+		prometheus-alertmanager) echo prometheus-alertmanager ;;
 		esac
 	done
 }
@@ -224,7 +238,7 @@ install_as_root() {
 }
 
 main() {
-	local manager scope=all lacking packages
+	local manager scope=run lacking packages
 	manager=$(package_manager)
 	case ${1:-} in
 	--install)
@@ -235,9 +249,9 @@ main() {
 		"install_$manager" "$@"
 		return
 		;;
-	build) scope=build ;;
+	build | all) scope=$1 ;;
 	'') ;;
-	*) die "unknown argument: $1 (there are 'build' and '--install PACKAGE...')" ;;
+	*) die "unknown argument: $1 (there are 'build', 'all' and '--install PACKAGE...')" ;;
 	esac
 
 	lacking=$(missing "$manager" "$scope")

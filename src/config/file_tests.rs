@@ -54,10 +54,9 @@ fn the_sample_tells_the_defaults() {
     let (head, table) = head.split_once("[service.health]").unwrap();
     let text = format!("{head}backend = [{backends}\n[service.health]{table}");
     let config = parse(&text, Path::new("xdp-lb.toml")).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    // Of these there is no default.
-    let usual =
-        Config { metrics: config.metrics, ..Config::new(vec!["eth0".into()], config.services.clone()) };
-    assert!(config.metrics.is_some());
+    // Where metrics would be served has no default either.
+    let metrics = Some("127.0.0.1:9105".parse().unwrap());
+    let usual = Config { metrics, ..Config::new(vec!["eth0".into()], config.services.clone()) };
     assert_eq!(config, usual);
     let rendered = render(&config);
     let health = rendered.lines().find(|line| line.starts_with("health")).unwrap();

@@ -76,8 +76,7 @@ impl Board {
     /// Why the main loop is not well, if so.
     pub fn illness(&self) -> Option<String> {
         let turned = Duration::from_millis(self.turned.load(Ordering::Relaxed));
-        let since = self.began.elapsed().saturating_sub(turned);
-        (since >= LONGEST_TURN).then(|| format!("the main loop has not come round for {} s", since.as_secs()))
+        illness_after(self.began.elapsed().saturating_sub(turned))
     }
 
     /// Why clients are not served, if so.
@@ -97,6 +96,10 @@ impl Board {
     }
 }
 
+fn illness_after(since: Duration) -> Option<String> {
+    (since >= LONGEST_TURN).then(|| format!("the main loop has not come round for {} s", since.as_secs()))
+}
+
 /// The names of services none of whose backends takes new connections.
 fn lacking(told: &Told) -> Vec<String> {
     let services = super::snapshot::takers(&told.tables).into_iter().filter(|(_, _, takers)| *takers == 0);
@@ -105,4 +108,16 @@ fn lacking(told: &Told) -> Vec<String> {
         format!("{name}/{protocol}")
     };
     services.map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_main_loop_that_hangs_is_ill() {
+        assert_eq!(illness_after(Duration::from_millis(14_999)), None);
+        let said = illness_after(Duration::from_millis(15_500));
+        assert_eq!(said.as_deref(), Some("the main loop has not come round for 15 s"));
+    }
 }

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod networks;
 pub mod newcomers;
 pub mod pinned;
+pub mod promql;
 pub mod servers;
 
 use std::thread::sleep;

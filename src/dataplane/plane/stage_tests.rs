@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
-use std::sync::Arc;
 
 use libbpf_rs::{MapCore as _, MapFlags};
 
@@ -32,9 +31,9 @@ fn plane(services: &[Service]) -> Plane {
 fn dump(plane: &Plane) -> BTreeMap<(&'static str, u32), Vec<u8>> {
     let mut rows = BTreeMap::new();
     let handles = plane.tables.handles();
-    let shown = handles
-        .into_iter()
-        .filter(|(name, _)| !["affinity", "neighbours", "egresses", "watched"].contains(name));
+    // Those that have no rows by number.
+    let others = ["affinity", "neighbours", "egresses", "watched"];
+    let shown = handles.into_iter().filter(|(name, _)| !others.contains(name));
     for (name, map) in shown {
         for index in 0..map.max_entries() {
             let key = index.to_ne_bytes();
@@ -89,6 +88,11 @@ fn root_what_is_abandoned_leaves_no_trace() {
     assert_eq!(plane.steps_to(&services), []);
 }
 
+/// Nobody else has them in these tests.
+fn tables(plane: &mut Plane) -> &mut crate::dataplane::Tables {
+    std::sync::Arc::get_mut(&mut plane.tables).unwrap()
+}
+
 /// The last step that can fail is that of the directory: a packet has met nothing new until then.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
@@ -96,14 +100,11 @@ fn root_what_cannot_be_published_leaves_the_old_tables() {
     let (mut plane, services) = used();
     let before = dump(&plane);
     let not_a_directory = MapHandle::try_from(plane.tables.connections.handle()).unwrap();
-    let directory = std::mem::replace(
-        &mut Arc::get_mut(&mut plane.tables).expect("nobody else's").directory,
-        not_a_directory,
-    );
+    let directory = std::mem::replace(&mut tables(&mut plane).directory, not_a_directory);
     let other = [service(80, Scheduler::IpHash, 2..7), service(83, Scheduler::LeastConn, 1..9)];
     plane.stage(&other).unwrap();
     let error = plane.publish().unwrap_err();
-    Arc::get_mut(&mut plane.tables).expect("nobody else's").directory = directory;
+    tables(&mut plane).directory = directory;
     assert!(format!("{error:#}").contains("could not publish the directory"), "{error:#}");
     assert_eq!(dump(&plane), before);
     // And it works as before.
