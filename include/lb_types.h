@@ -32,6 +32,7 @@ enum lb_constants {
 	LB_HISTOGRAM_BUCKETS = 16,
 	LB_HISTOGRAM_FIRST = 64,	/* microseconds: the bound of the first bucket */
 	LB_HANDSHAKES = 65536,	/* under way at once, of which the time is taken */
+	LB_HANDSHAKES_PER_UNIT = 256,	/* of the table's clock, for each backend and CPU: reading the time is dear in a flood */
 	LB_SNAPSHOT_LENGTH = 2048,	/* bytes of a frame that a capture can hold */
 };
 
@@ -336,7 +337,8 @@ struct lb_backend_counters {
 	__u64 connections;	/* opened */
 	struct lb_counter to_backend;
 	struct lb_counter to_client;
-	__u64 reserved[3];
+	__u64 timed;		/* the table's clock 32 | handshakes begun by it whose time is taken 32 */
+	__u64 reserved[2];
 };
 
 enum lb_class {

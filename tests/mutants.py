@@ -188,7 +188,7 @@ MUTANTS = [
      "\tif (!(pkt->tcp_flags & LB_TCP_SYN))\n\t\treturn 0;\n\treturn lb_below"),
     ("syns-sent-again-begin-anew", "forward.h",
      "\t\tlb_packet_did(pkt, lb_syn_again(pkt, state));\n",
-     "\t\tlb_packet_did(pkt, lb_syn_again(pkt, state));\n\t\tif (lb_syn_again(pkt, state))\n\t\t\tlb_handshake_begins(hash);\n"),
+     "\t\tlb_packet_did(pkt, lb_syn_again(pkt, state));\n\t\tif (lb_syn_again(pkt, state))\n\t\t\tlb_handshake_begins(hash, index, pkt->now);\n"),
     ("rsts-of-closed-ones-not-counted", "reply.h",
      "\tif (pkt->tcp_flags & LB_TCP_RST)\n", "\tif (pkt->tcp_flags & LB_TCP_RST && lb_state_phase(state) != LB_PHASE_CLOSED)\n"),
     ("events-of-dropped-packets-lost", "stats.h",
@@ -205,6 +205,11 @@ MUTANTS = [
     ("last-bucket-never-used", "events.h", "i < LB_HISTOGRAM_BUCKETS - 1; i++", "i < LB_HISTOGRAM_BUCKETS - 2; i++"),
     ("handshakes-not-summed", "events.h",
      "\t__sync_fetch_and_add(&events->handshake.microseconds, micros);\n", "\t__sync_fetch_and_add(&events->handshake.microseconds, bucket);\n"),
+    ("every-handshake-timed", "events.h", "if ((__u32)counters->timed < LB_HANDSHAKES_PER_UNIT) {", "if (now < 65536) {"),
+    ("one-handshake-more-timed", "events.h",
+     "(__u32)counters->timed < LB_HANDSHAKES_PER_UNIT", "(__u32)counters->timed <= LB_HANDSHAKES_PER_UNIT"),
+    ("handshakes-timed-once-for-all", "events.h", "if (counters->timed >> 32 != now)", "if (!counters->timed)"),
+    ("untimed-handshakes-leave-the-word", "events.h", "\tLB_WRITE_ONCE(row->word, word);\n", "\tif (word)\n\t\tLB_WRITE_ONCE(row->word, word);\n"),
 ]
 
 

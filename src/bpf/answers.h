@@ -37,7 +37,7 @@ static __always_inline void lb_answer_awaited(const struct lb_packet *pkt, __u32
 	if ((pkt->tcp_flags & (LB_TCP_FIN | LB_TCP_SYN | LB_TCP_RST | LB_TCP_ACK)) != LB_TCP_SYN)
 		return;
 	lb_answer_note(backend, LB_ANSWER_AWAITED);
-	lb_handshake_begins(hash);
+	lb_handshake_begins(hash, backend, pkt->now);
 }
 
 /* The backend's packet met an entry in this state. A RST that refuses a SYN acknowledges it; one without ACK answers what

@@ -34,6 +34,13 @@ impl Events<'_> {
         }
     }
 
+    /// Counts an entry for which another table had no place.
+    pub(super) fn lost(self, state: State) {
+        if state.is_live() {
+            self.add(state.backend(), offset_of!(lb_backend_events, evicted));
+        }
+    }
+
     /// Counts a connection that an operator took from a backend and, where another one is to tell the client, gave to that.
     pub(super) fn ended(self, from: State, to: State) {
         if from.is_live() {

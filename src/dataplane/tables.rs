@@ -421,7 +421,8 @@ impl Tables {
             .with_context(|| format!("could not set the counters of backend {index}"))
     }
 
-    /// Adds what a backend's row counted to row 0, which no packet counts in: what all backends counted together never goes
+    /// Adds what a backend's row counted to row 0, which no packet counts in (nor looks at, so that what is no count does not
+    /// matter there): what all backends counted together never goes
     /// back. The row is to count for another backend from 0.
     pub(super) fn retire_backend(&self, index: u16) -> Result<()> {
         self.retiring.fetch_add(1, Ordering::AcqRel);

@@ -6,12 +6,12 @@ use crate::state::{Key, Phase, State};
 
 impl Machine {
     /// A packet of a client has made an entry of this backend.
-    pub fn asked(&mut self, key: Key, backend: u16, packet: &Packet) {
+    pub fn asked(&mut self, key: Key, backend: u16, packet: &Packet, now: u16) {
         let others = [FIN, RST, ACK].into_iter().any(|flag| packet.has(flag));
         if packet.protocol == TCP && packet.has(SYN) && !others {
             let answers = self.answers.entry(backend).or_default();
             answers.unanswered = answers.unanswered.wrapping_add(1);
-            self.handshake_begins(key);
+            self.handshake_begins(key, backend, now);
         }
     }
 

@@ -67,7 +67,7 @@ impl Machine {
             None => return Err(Reason::DropTableFull),
         }
         self.opened(backend);
-        self.asked(key, backend, packet);
+        self.asked(key, backend, packet, arrival.clock());
         Ok(backend)
     }
 

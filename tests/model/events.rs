@@ -8,6 +8,8 @@ use crate::table::Rank;
 
 /// Microseconds: what took longer is not counted.
 const LIMIT: u32 = 128_000_000;
+/// Handshakes of a backend whose time is taken.
+const TIMED_PER_UNIT: u32 = 256;
 /// Of a histogram; the last one has no bound.
 pub const BUCKETS: usize = 16;
 
@@ -88,9 +90,16 @@ impl Machine {
     }
 
     /// A SYN has made an entry.
-    pub fn handshake_begins(&mut self, key: Key) {
+    pub fn handshake_begins(&mut self, key: Key, backend: u16, now: u16) {
+        let timed = self.timed.entry(backend).or_insert((now, 0));
+        if timed.0 != now {
+            *timed = (now, 0);
+        }
+        let is_timed = timed.1 < TIMED_PER_UNIT;
+        timed.1 += u32::from(is_timed);
         let (row, tag) = self.handshake_of(key);
-        self.handshakes.insert(row, Handshake { tag, began: self.micros });
+        let word = if is_timed { Handshake { tag, began: self.micros } } else { Handshake::default() };
+        self.handshakes.insert(row, word);
     }
 
     /// The SYN-ACK has come.

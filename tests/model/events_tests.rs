@@ -284,3 +284,21 @@ fn the_later_of_two_that_share_a_row_is_measured() {
     backend(&mut machine, second, SYN | ACK, 5);
     assert_eq!(measured(&machine), (vec![(0, 1)], 20));
 }
+
+#[test]
+fn of_many_handshakes_only_some_are_measured() {
+    let mut machine = only_one();
+    machine.world.buckets = 1000;
+    machine.connections = vec![Default::default(); 1000];
+    let handshake = |machine: &mut Machine, port: u16, now: u32| {
+        client(machine, port, SYN, now);
+        backend(machine, port, SYN | ACK, now);
+        measured(machine).0.iter().map(|(_, count)| count).sum::<u64>()
+    };
+    for port in 1..=256 {
+        assert_eq!(handshake(&mut machine, port, 5), u64::from(port));
+    }
+    assert_eq!(handshake(&mut machine, 257, 5), 256, "too many");
+    assert_eq!(handshake(&mut machine, 258, 6), 257, "another unit");
+    assert_eq!(handshake(&mut machine, 259, 5), 258, "and another");
+}

@@ -96,6 +96,8 @@ pub struct Machine {
     pub events: BTreeMap<u16, Events>,
     /// By row.
     pub handshakes: BTreeMap<u16, Handshake>,
+    /// By backend: a unit of the clock, and handshakes begun in it whose time is taken. There is one CPU.
+    pub timed: BTreeMap<u16, (u16, u32)>,
     /// The time by which handshakes are measured: what `lb_test_micros` holds.
     pub micros: u32,
     /// By client and service.
@@ -133,6 +135,7 @@ impl Machine {
             answers: BTreeMap::new(),
             events: BTreeMap::new(),
             handshakes: BTreeMap::new(),
+            timed: BTreeMap::new(),
             micros: 0,
             affinity: BTreeMap::new(),
             senders: vec![false; PARTIAL_SENDERS as usize],

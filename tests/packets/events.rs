@@ -2,6 +2,8 @@
 
 use std::net::SocketAddrV4;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use xdp_lb::dataplane::types::{lb_backend_state, lb_handshake, lb_phase};
 use xdp_lb::dataplane::{BackendEvents, Entries, Histogram, Which};
 use xdp_lb::model::{Protocol, Scheduler};
@@ -419,6 +421,50 @@ fn root_of_handshakes_that_share_a_row_the_later_is_measured() {
         answers(lab, 1, "SA");
         measured(lab, &[(0, 1)], 10);
         assert!(rows(lab).is_empty());
+    });
+}
+
+/// The time of the first 256 in a unit of the table's clock is taken, on each CPU. A word that is left from before is none
+/// of those after them.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_of_many_handshakes_only_some_are_measured() {
+    const TIMED: u16 = 256;
+    lab(Setup { max_connections: 10_000, ..one() }, |lab| {
+        let this = Pid::from_raw(0);
+        let allowed = sched_getaffinity(this).unwrap();
+        let mut one = CpuSet::new();
+        one.set((0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap()).unwrap();
+        sched_setaffinity(this, &one).unwrap();
+        let measured = |lab: &Lab| lab.events(0).handshakes.count() as u16;
+        let send = |lab: &mut Lab, ifindex, frame: Frame| {
+            lab.plane.program(lab.profile).unwrap().test_run(&frame.bytes(), ifindex).unwrap();
+        };
+        let unanswered = tcp(from(TIMED + 2), VIP, "S");
+        send(lab, 10, unanswered);
+        lab.clock(START + 1);
+        for port in 1..=TIMED + 1 {
+            send(lab, 10, tcp(from(port), VIP, "S"));
+        }
+        for port in 1..=TIMED + 1 {
+            send(lab, 20, reply(0, from(port), "SA"));
+            assert!(measured(lab) >= port.min(TIMED) - 1, "rows are shared by chance: {port}");
+        }
+        assert!((TIMED - 2..=TIMED).contains(&measured(lab)), "{}", measured(lab));
+        let before = measured(lab);
+        // The one that nobody answered is closed, and opened once more.
+        for (ifindex, frame) in [
+            (20, reply(0, from(TIMED + 2), "RA")),
+            (10, tcp(from(TIMED + 2), VIP, "S")),
+            (20, reply(0, from(TIMED + 2), "SA")),
+        ] {
+            send(lab, ifindex, frame);
+        }
+        assert_eq!((lab.opened(0), measured(lab)), (u64::from(TIMED) + 3, before), "too many");
+        lab.clock(START + 2);
+        send(lab, 10, tcp(from(TIMED + 3), VIP, "S"));
+        send(lab, 20, reply(0, from(TIMED + 3), "SA"));
+        assert_eq!(measured(lab), before + 1, "another unit");
     });
 }
 

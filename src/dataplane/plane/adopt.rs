@@ -147,8 +147,18 @@ impl Plane {
         self.pass(OldTable::catch_up);
         self.grace()?;
         let lost = self.pass(OldTable::catch_up).lost;
+        self.count_lost();
         self.old.clear();
         Ok(lost)
+    }
+
+    /// Those that found no place have ended.
+    fn count_lost(&self) {
+        let new = NewTable { rows: &self.tables.connections, settings: &self.settings };
+        let events = self.tables.events();
+        for old in &self.old {
+            old.missing_in(&new).for_each(|state| events.lost(state));
+        }
     }
 
     fn pass(&mut self, pass: impl Fn(&mut OldTable, &NewTable<'_>) -> Pass) -> Pass {

@@ -380,3 +380,21 @@ fn root_tables_of_the_version_before_are_taken_over() {
         end(third, pins);
     });
 }
+
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_connections_that_find_no_place_are_counted_as_evicted() {
+    const ALL: u64 = 600;
+    in_namespace(|pins| {
+        let (first, _) = start(pins, 1000);
+        (1..=ALL).for_each(|client| connect(&first, client));
+        drop(first);
+        let (second, how) = start(pins, 100);
+        assert_eq!(how, Some(TakeOver::Converted(vec!["connections", "settings"])));
+        let found = (1..=ALL).filter(|client| table(&second).find(1 << 48 | client).is_some()).count() as u64;
+        assert!((200..=352).contains(&found), "{found}");
+        assert_eq!(second.tables.backend_events.get(1).unwrap().evicted, ALL - found);
+        assert_eq!(second.tables.events().0.get(0).unwrap().evicted, 0);
+        end(second, pins);
+    });
+}

@@ -125,6 +125,16 @@ impl OldTable {
         pass
     }
 
+    /// Entries that are not in the new one.
+    pub fn missing_in(&self, new: &NewTable<'_>) -> impl Iterator<Item = State> {
+        let slots = (0..self.rows.len()).flat_map(|bucket| (0..SLOTS).map(move |at| (bucket, at)));
+        let entries = slots.filter_map(|(bucket, at)| {
+            let (key, state) = slot(&self.rows, bucket, at)?;
+            entry(key, state)
+        });
+        entries.filter(|(key, _)| new.find(*key).is_none()).map(|(_, state)| state)
+    }
+
     fn each(&mut self, mut each: impl FnMut(u64, State, &mut Carried)) {
         for bucket in 0..self.rows.len() {
             for at in 0..SLOTS {

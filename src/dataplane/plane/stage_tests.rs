@@ -4,7 +4,10 @@ use std::net::SocketAddrV4;
 use libbpf_rs::{MapCore as _, MapFlags};
 
 use super::*;
-use crate::dataplane::types::lb_backend_state as state;
+use crate::dataplane::tables::as_bytes;
+use crate::dataplane::types::{
+    lb_backend_checks, lb_backend_counters, lb_backend_events, lb_backend_state as state,
+};
 use crate::dataplane::usage::Usage;
 use crate::dataplane::{Condition, Profile};
 use crate::model::{AdminState, Backend, Protocol, Scheduler, Weight};
@@ -177,4 +180,49 @@ fn root_rings_that_change_for_ever_fit() {
     }
     plane.settle().unwrap();
     assert_eq!(ring(&plane), [1, 2, 3]);
+}
+
+/// What a free row still counted is in the totals, whatever becomes of the plan that wanted the row.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_figures_of_free_rows_are_not_lost() {
+    let (mut plane, services) = used();
+    let free = (1..).find(|row| !plane.inventory.backends().contains_key(row)).unwrap();
+    let counted = |plane: &Plane, row: u16| {
+        let events = plane.tables.backend_events.get(row.into()).unwrap();
+        let checks = plane.tables.backend_checks.get(row.into()).unwrap();
+        (
+            events.closed,
+            events.handshake.bucket[15],
+            checks.passed,
+            plane.tables.backend_counters(row).unwrap(),
+        )
+    };
+    let cpus = plane.tables.backend_counters_of_cpus(free).unwrap().len();
+    let counters = lb_backend_counters { connections: 4, ..Default::default() };
+    plane.tables.set_backend_counters(free, &vec![as_bytes(&counters).to_vec(); cpus]).unwrap();
+    let mut events = lb_backend_events { closed: 5, ..Default::default() };
+    events.handshake.bucket[15] = 6;
+    plane.tables.backend_events.set(free.into(), events).unwrap();
+    plane
+        .tables
+        .backend_checks
+        .set(free.into(), lb_backend_checks { passed: 7, ..Default::default() })
+        .unwrap();
+
+    let more = [services.clone(), vec![service(82, Scheduler::RoundRobin, 5..9)]].concat();
+    for undo in [true, false] {
+        plane.stage(&more).unwrap();
+        assert!(plane.backends.iter().any(|backend| backend.index == free));
+        if undo {
+            plane.abandon();
+        } else {
+            plane.publish().unwrap();
+        }
+        let connections = 4 * cpus as u64;
+        let (closed, slow, passed, counters) = counted(&plane, 0);
+        assert_eq!((closed, slow, passed, counters.connections), (5, 6, 7, connections), "undone: {undo}");
+        let (closed, slow, passed, counters) = counted(&plane, free);
+        assert_eq!((closed, slow, passed, counters.connections), (0, 0, 0, 0), "undone: {undo}");
+    }
 }
