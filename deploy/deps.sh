@@ -57,6 +57,7 @@ command:faketime     faketime         libfaketime
 command:nft          nftables         nftables
 command:iptables     iptables         iptables-nft
 command:promtool     prometheus       golang-github-prometheus
+command:tmux         tmux             tmux
 TABLE
 }
 long_requirements() { # of the tests that take long; "-": those go without it there, and say so

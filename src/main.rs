@@ -50,6 +50,7 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Capture { watching, file, length, instance } => {
             cli::capture(watching, file, *length, instance)
         }
+        Command::Top(show, instance) => cli::top(show, instance),
         Command::Completions(shell) => {
             cli::completions(*shell);
             Ok(())

@@ -181,6 +181,22 @@ fn stats_have_rates_and_an_end() {
 }
 
 #[test]
+fn top_is_for_terminals_and_prints_one_screen() {
+    let instance = start(7);
+    let output = instance.command("top").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let [stdout, stderr] = texts(&output);
+    assert_eq!(stdout, "");
+    assert!(stderr.contains("not: use xdp-lb stats, or xdp-lb top --once"), "{stderr}");
+    let text = instance.prints("top --once --interval 100ms");
+    assert_eq!(row(&text, "-10.0.0.10:8080")[1..5], ["drain", "5", "6", "12"], "{text}");
+    assert_eq!(row(&text, "10.0.0.11:8080")[1..6], ["up", "5", "3", "12", "0"], "{text}");
+    assert!(text.contains("malformed") && text.contains("web 192.0.2.1:80/tcp 1/2 up"), "{text}");
+    assert!(text.lines().all(|line| line.len() <= 120), "{text}");
+    assert!(instance.asked().iter().all(|ask| *ask == Ask::Status), "it only looks");
+}
+
+#[test]
 fn changes_are_told() {
     let instance = start(0);
     let line = "service 192.0.2.1:80/tcp: remove\n";

@@ -205,11 +205,10 @@ MUTANTS = [
     ("last-bucket-never-used", "events.h", "i < LB_HISTOGRAM_BUCKETS - 1; i++", "i < LB_HISTOGRAM_BUCKETS - 2; i++"),
     ("handshakes-not-summed", "events.h",
      "\t__sync_fetch_and_add(&events->handshake.microseconds, micros);\n", "\t__sync_fetch_and_add(&events->handshake.microseconds, bucket);\n"),
-    ("every-handshake-timed", "events.h", "if ((__u32)counters->timed < LB_HANDSHAKES_PER_UNIT) {", "if (now < 65536) {"),
+    ("every-handshake-timed", "events.h", "if ((__u32)counters->timed >= LB_HANDSHAKES_PER_UNIT)", "if (now > 65535)"),
     ("one-handshake-more-timed", "events.h",
-     "(__u32)counters->timed < LB_HANDSHAKES_PER_UNIT", "(__u32)counters->timed <= LB_HANDSHAKES_PER_UNIT"),
+     "(__u32)counters->timed >= LB_HANDSHAKES_PER_UNIT", "(__u32)counters->timed > LB_HANDSHAKES_PER_UNIT"),
     ("handshakes-timed-once-for-all", "events.h", "if (counters->timed >> 32 != now)", "if (!counters->timed)"),
-    ("untimed-handshakes-leave-the-word", "events.h", "\tLB_WRITE_ONCE(row->word, word);\n", "\tif (word)\n\t\tLB_WRITE_ONCE(row->word, word);\n"),
 ]
 
 

@@ -10,6 +10,7 @@
 #include <stddef.h>
 
 #define __always_inline inline __attribute__((always_inline))
+#define __noinline static __attribute__((noinline))
 #define bpf_ntohs(x) __builtin_bswap16(x)
 #define bpf_htons(x) __builtin_bswap16(x)
 #define bpf_htonl(x) __builtin_bswap32(x)

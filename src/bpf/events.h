@@ -88,23 +88,21 @@ static __always_inline __u32 lb_handshake_tag(__u64 hash)
 }
 
 /* The client's first SYN of a connection whose key has this hash. Of those that are too many the time is not taken: reading it
- * makes a SYN half as dear again.
+ * and touching one more line make a SYN half as dear again.
  */
 __noinline int lb_handshake_begins(__u64 hash, __u32 backend, __u32 now)
 {
 	struct lb_backend_counters *counters = bpf_map_lookup_elem(&backend_counters, &backend);
 	struct lb_handshake *row = lb_handshake_of(hash);
-	__u64 word = 0;
 
 	if (!row || !counters)
 		return 0;
 	if (counters->timed >> 32 != now)
 		counters->timed = (__u64)now << 32;
-	if ((__u32)counters->timed < LB_HANDSHAKES_PER_UNIT) {
-		counters->timed++;
-		word = (__u64)lb_handshake_tag(hash) << 32 | lb_micros();
-	}
-	LB_WRITE_ONCE(row->word, word);
+	if ((__u32)counters->timed >= LB_HANDSHAKES_PER_UNIT)
+		return 0;
+	counters->timed++;
+	LB_WRITE_ONCE(row->word, (__u64)lb_handshake_tag(hash) << 32 | lb_micros());
 	return 0;
 }
 

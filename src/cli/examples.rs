@@ -50,7 +50,7 @@ pub(super) const EXAMPLES: [(&str, &str); 38] = [
 ];
 
 /// A right use of each verb.
-pub(super) const FORMS: [(&str, &str); 34] = [
+pub(super) const FORMS: [(&str, &str); 35] = [
     ("run", "xdp-lb run --config /etc/xdp-lb.toml"),
     ("check", "xdp-lb check /etc/xdp-lb.toml"),
     ("status", "xdp-lb status"),
@@ -58,6 +58,7 @@ pub(super) const FORMS: [(&str, &str); 34] = [
     ("explain", "xdp-lb explain 198.51.100.7:40000 192.168.1.100:80 --syn"),
     ("trace", "xdp-lb trace --service web"),
     ("capture", "xdp-lb capture --write packets.pcapng --client 198.51.100.7"),
+    ("top", "xdp-lb top"),
     ("service", "xdp-lb service list"),
     ("service list", "xdp-lb service list"),
     ("service add", "xdp-lb service add web --vip 192.168.1.100:80 --backend 10.0.0.10:8080:50"),

@@ -15,7 +15,9 @@ use crate::control::{Client, ClientError};
 /// Several instances run, and none of them is the usual one.
 pub fn find(mut command: Command) -> Result<Command> {
     let (instance, by_pins) = match &mut command {
-        Command::Show(_, instance) | Command::Change { instance, .. } => (instance, false),
+        Command::Show(_, instance) | Command::Top(_, instance) | Command::Change { instance, .. } => {
+            (instance, false)
+        }
         Command::Explain { instance, .. }
         | Command::Trace(_, instance)
         | Command::Capture { instance, .. } => (instance, true),

@@ -11,7 +11,7 @@ use super::examples::{form, verbs_in};
 use super::resolve::{GivenService, option, path, pin_dir, required};
 use super::usage::{Usage, quoted};
 use super::verbs::{BackendVerb, FilterArgs, ServiceVerb, Target, Verb, WhichBackend};
-use super::{Command, Instance, Named, Packet, Show, Watching};
+use super::{Command, Instance, Named, Packet, Show, ShowTop, Watching};
 use crate::config::default_socket;
 use crate::config::words::{self as parse, Fault, alternatives};
 use crate::control::{Ask, BackendChange, Filter, LISTED, Reload};
@@ -23,6 +23,8 @@ const SNAPLEN: u32 = lb_constants::LB_SNAPSHOT_LENGTH.0;
 
 /// How often `stats` shows figures where nothing else is said.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
+/// The same of `top`.
+const TOP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Gives the verbs that ask an instance, or print something of this program, their meaning.
 pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
@@ -47,6 +49,11 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
             length: option("--snaplen", snaplen.as_deref(), snaplen_word)?.unwrap_or(SNAPLEN),
             instance: instance(target)?,
         }),
+        Verb::Top { interval, once, no_color, socket, pin_dir } => {
+            let interval = option("--interval", interval.as_deref(), interval_word)?.unwrap_or(TOP_INTERVAL);
+            let show = ShowTop { interval, once: *once, no_color: *no_color };
+            Ok(Command::Top(show, instance_at(socket.as_deref(), pin_dir.as_deref(), false)?))
+        }
         Verb::Service { verb, target } => service(verb, instance(target)?),
         Verb::Backend { verb, target } => backend(verb, instance(target)?),
         Verb::Connections { verb: None, filter, target } => {
@@ -91,19 +98,18 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
 }
 
 fn instance(target: &Target) -> Result<Instance, Usage> {
-    let pin_dir = pin_dir(target.pin_dir.as_deref())?;
-    let socket = option("--socket", target.socket.as_deref(), parse::socket)?;
-    let named = match (&target.pin_dir, &socket) {
+    instance_at(target.socket.as_deref(), target.pin_dir.as_deref(), target.json)
+}
+
+fn instance_at(socket: Option<&OsStr>, dir: Option<&OsStr>, json: bool) -> Result<Instance, Usage> {
+    let pin_dir = pin_dir(dir)?;
+    let named = match (dir, socket) {
         (Some(_), _) => Named::Pins,
         (None, Some(_)) => Named::Socket,
         (None, None) => Named::No,
     };
-    Ok(Instance {
-        named,
-        socket: socket.unwrap_or_else(|| default_socket(&pin_dir)),
-        pin_dir,
-        json: target.json,
-    })
+    let socket = option("--socket", socket, parse::socket)?;
+    Ok(Instance { named, socket: socket.unwrap_or_else(|| default_socket(&pin_dir)), pin_dir, json })
 }
 
 fn packet(client: Option<&OsStr>, vip: Option<&OsStr>, syn: bool) -> Result<Packet, Usage> {

@@ -36,6 +36,19 @@ fn address() -> SocketAddrV4 {
 }
 
 #[test]
+fn top_has_no_json() {
+    let usual_show = ShowTop { interval: Duration::from_secs(1), once: false, no_color: false };
+    let other = ShowTop { interval: Duration::from_millis(500), once: true, no_color: true };
+    for (line, show) in [("top", usual_show), ("top --interval 500ms --once --no-color", other)] {
+        assert_eq!(parse(words(line)).unwrap(), Command::Top(show, usual()), "{line}");
+    }
+    let Command::Top(_, instance) = parse(words("top --pin-dir /sys/fs/bpf/b")).unwrap() else { panic!() };
+    assert_eq!(instance.socket, PathBuf::from("/run/xdp-lb/b.sock"));
+    assert!(parse(words("top --json")).is_err());
+    assert!(parse(words("top --interval 0")).is_err());
+}
+
+#[test]
 fn what_is_shown() {
     let filter = Filter { limit: Some(1000), ..Filter::default() };
     for (line, show) in [

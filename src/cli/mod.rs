@@ -22,6 +22,7 @@ mod resolve;
 mod show;
 mod source;
 mod tables;
+mod top;
 mod trace;
 mod tune;
 mod usage;
@@ -49,6 +50,7 @@ pub use explain::{Packet, explain};
 pub use find::find;
 pub use manual::{completions, manual};
 pub use show::show;
+pub use top::{Show as ShowTop, top};
 pub use trace::trace;
 pub use tune::tune;
 pub use usage::Usage;
@@ -101,6 +103,8 @@ pub enum Command {
         /// Which instance.
         instance: Instance,
     },
+    /// Show what an instance does now, on a screen.
+    Top(ShowTop, Instance),
     /// Have an instance change something.
     Change {
         /// What.

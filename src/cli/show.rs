@@ -78,7 +78,7 @@ fn earlier_snapshot(earlier: Option<(&Value, Duration)>) -> Result<Option<(Snaps
     earlier.map(|(status, time)| Ok((snapshot(status)?, time))).transpose()
 }
 
-fn snapshot(status: &Value) -> Result<Snapshot> {
+pub(super) fn snapshot(status: &Value) -> Result<Snapshot> {
     Snapshot::deserialize(status)
         .context("the figures are of another version than this program: --json shows them as they are")
 }

@@ -21,6 +21,18 @@ pub(super) enum Source {
 impl Source {
     /// The process, if one listens; else the pinned tables, which is said.
     pub fn open(instance: &Instance) -> Result<Source> {
+        let source = Source::find(instance)?;
+        if let Source::Pins(_) = source {
+            let (socket, pin_dir) = (instance.socket.display(), instance.pin_dir.display());
+            crate::log::notice(&format!(
+                "no process listens at {socket}: this is read from the tables that are pinned in {pin_dir}"
+            ));
+        }
+        Ok(source)
+    }
+
+    /// The process, if one listens; else the pinned tables.
+    pub fn find(instance: &Instance) -> Result<Source> {
         match Client::connect(&instance.socket) {
             Ok(client) => return Ok(Source::Process(client)),
             Err(ClientError::NoInstance(_)) => {}
@@ -33,10 +45,16 @@ impl Source {
                  name another)"
             )
         })?;
-        crate::log::notice(&format!(
-            "no process listens at {socket}: this is read from the tables that are pinned in {pin_dir}"
-        ));
         Ok(Source::Pins(Box::new(Pins { tables, clock: Clock::load()? })))
+    }
+
+    /// Whether nothing better can be found by now: what is pinned is read only while no process listens, and as long as it
+    /// is pinned.
+    pub fn is_best(&self, instance: &Instance) -> bool {
+        match self {
+            Source::Process(_) => true,
+            Source::Pins(_) => has_pins(&instance.pin_dir) && Client::connect(&instance.socket).is_err(),
+        }
     }
 
     /// Every figure, with `running` in it.

@@ -77,6 +77,24 @@ pub(super) enum Verb {
         #[command(flatten)]
         target: Target,
     },
+    /// See on a screen which backend is ill; keys sort, filter and drain
+    Top {
+        /// How often [default: 1s]
+        #[arg(long, value_name = "DURATION")]
+        interval: Option<OsString>,
+        /// Print one screen and end
+        #[arg(long)]
+        once: bool,
+        /// No colours, as with NO_COLOR
+        #[arg(long)]
+        no_color: bool,
+        /// Where that instance listens [default: /run/xdp-lb/ and the last part of DIR]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<OsString>,
+        /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
+        #[arg(long, value_name = "DIR")]
+        pin_dir: Option<OsString>,
+    },
     /// List, add and remove services
     Service {
         #[command(subcommand)]

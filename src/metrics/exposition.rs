@@ -1,7 +1,5 @@
 //! The text that Prometheus reads, version 0.0.4: each family once, with what it means, then all of its series.
 
-use std::fmt::{self, Write as _};
-
 use crate::dataplane::Histogram;
 
 /// What such a text is called in a response's head.
@@ -99,13 +97,13 @@ pub struct Family<'a> {
 
 impl Family<'_> {
     /// A series.
-    pub fn sample(&mut self, labels: &Labels, value: impl fmt::Display) {
-        self.line("", labels, None, value);
+    pub fn sample(&mut self, labels: &Labels, value: u64) {
+        self.number("", labels, None, value);
     }
 
     /// A series with one label more.
-    pub fn sample_with(&mut self, labels: &Labels, more: (&str, &str), value: impl fmt::Display) {
-        self.line("", labels, Some(more), value);
+    pub fn sample_with(&mut self, labels: &Labels, more: (&str, &str), value: u64) {
+        self.number("", labels, Some(more), value);
     }
 
     /// The series of a histogram.
@@ -115,19 +113,25 @@ impl Family<'_> {
         for (at, bound) in &bounds {
             below += histogram.buckets[next..=*at].iter().sum::<u64>();
             next = at + 1;
-            self.line("_bucket", labels, Some(("le", bound)), below);
+            self.number("_bucket", labels, Some(("le", bound)), below);
         }
         self.out.bounds = bounds;
         let count = histogram.count();
-        self.line("_bucket", labels, Some(("le", "+Inf")), count);
-        // Whole microseconds: no digits that a binary fraction makes up.
-        let sum =
-            format_args!("{}.{:06}", histogram.microseconds / 1_000_000, histogram.microseconds % 1_000_000);
-        self.line("_sum", labels, None, sum);
-        self.line("_count", labels, None, count);
+        self.number("_bucket", labels, Some(("le", "+Inf")), count);
+        self.line("_sum", labels, None, &seconds(histogram.microseconds));
+        self.number("_count", labels, None, count);
     }
 
-    fn line(&mut self, suffix: &str, labels: &Labels, more: Option<(&str, &str)>, value: impl fmt::Display) {
+    /// A series whose value is a time in microseconds, told in seconds.
+    pub fn time(&mut self, labels: &Labels, microseconds: u64) {
+        self.line("", labels, None, &seconds(microseconds));
+    }
+
+    fn number(&mut self, suffix: &str, labels: &Labels, more: Option<(&str, &str)>, value: u64) {
+        self.line(suffix, labels, more, itoa::Buffer::new().format(value));
+    }
+
+    fn line(&mut self, suffix: &str, labels: &Labels, more: Option<(&str, &str)>, value: &str) {
         let text = &mut self.out.text;
         text.push_str(self.name);
         text.push_str(suffix);
@@ -145,9 +149,15 @@ impl Family<'_> {
             }
             text.push('}');
         }
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, " {value}");
+        text.push(' ');
+        text.push_str(value);
+        text.push('\n');
     }
+}
+
+/// Whole microseconds: no digits that a binary fraction makes up.
+fn seconds(microseconds: u64) -> String {
+    format!("{}.{:06}", microseconds / 1_000_000, microseconds % 1_000_000)
 }
 
 /// Appends a value with what would end it or its line escaped; in help quotes stay.
@@ -178,7 +188,7 @@ mod tests {
         family.sample_with(&odd, ("way", "\""), u64::MAX);
         family.sample(&Labels::default(), 0);
         family.sample_with(&Labels::default(), ("way", "b"), 2);
-        out.family("y", Kind::Gauge, "Y.").sample(&Labels::new(&[("a", "")]), -1);
+        out.family("y", Kind::Gauge, "Y.").sample(&Labels::new(&[("a", "")]), 7);
         let expected = r#"# HELP x_total What\nis "so" \\.
 # TYPE x_total counter
 x_total{service="a\"b\\c\nd",protocol="tcp"} 1
@@ -187,7 +197,7 @@ x_total 0
 x_total{way="b"} 2
 # HELP y Y.
 # TYPE y gauge
-y{a=""} -1
+y{a=""} 7
 "#;
         assert_eq!(out.finish(), expected);
     }

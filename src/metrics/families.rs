@@ -163,7 +163,7 @@ fn places(out: &mut Exposition, snapshot: &Snapshot) {
     let mut family = out.family("xdp_lb_backend_health", Kind::Gauge, help);
     for (labels, place) in &places {
         if let Some(healthy) = place.healthy {
-            family.sample(labels, u8::from(healthy));
+            family.sample(labels, u64::from(healthy));
         }
     }
     let live = snapshot.table.confirmed + snapshot.table.unconfirmed;
@@ -237,8 +237,8 @@ fn checks(out: &mut Exposition, snapshot: &Snapshot, rows: &[Row]) {
     let help = "Health checks that came to a result.";
     let mut family = out.family("xdp_lb_health_checks_total", Kind::Counter, help);
     for Row { labels, figures: GoneFigures { checks: CheckFigures { passed, failed, .. }, .. }, .. } in rows {
-        family.sample_with(labels, ("result", "passed"), passed);
-        family.sample_with(labels, ("result", "failed"), failed);
+        family.sample_with(labels, ("result", "passed"), *passed);
+        family.sample_with(labels, ("result", "failed"), *failed);
     }
     let labels = |service: &str, protocol: &str| Labels::new(&[("service", service), ("protocol", protocol)]);
     let mut durations: Vec<(Labels, Histogram)> =
@@ -296,7 +296,7 @@ fn history(out: &mut Exposition, snapshot: &Snapshot, about: &About) {
     family.sample_with(&none, ("result", "failed"), history.reloads_failed);
     let help = "Whether the last reload was carried out (1), as where there was none, or failed (0).";
     out.family("xdp_lb_last_reload_successful", Kind::Gauge, help)
-        .sample(&none, u8::from(!history.last_reload_failed));
+        .sample(&none, u64::from(!history.last_reload_failed));
     let help = "Changes of the configuration that runs, by whatever way.";
     out.family("xdp_lb_changes_total", Kind::Counter, help).sample(&none, history.changes);
     let help = "When the last of these changes was; 0: there was none.";
@@ -304,7 +304,7 @@ fn history(out: &mut Exposition, snapshot: &Snapshot, about: &About) {
         .sample(&none, history.last_change.unwrap_or(0));
     let started = about.started;
     out.family("xdp_lb_start_time_seconds", Kind::Gauge, "When this process was started.")
-        .sample(&none, format_args!("{}.{:03}", started.as_secs(), started.subsec_millis()));
+        .time(&none, started.as_micros() as u64);
     let abi = about.abi.to_string();
     let pairs = [("version", about.version.as_str()), ("abi", &abi), ("kernel", &about.kernel)];
     let help = "Which program this is, with which version of its tables, on which kernel; always 1.";

@@ -17,6 +17,7 @@ pub mod newcomers;
 pub mod pinned;
 pub mod promql;
 pub mod servers;
+pub mod terminal;
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

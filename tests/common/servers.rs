@@ -33,6 +33,13 @@ pub fn nginx_logged(lab: &Lab, web: &str) -> Result<Process> {
     nginx_with(lab, web, &log)
 }
 
+/// The same in web1 to web3.
+pub fn logging_nginx_everywhere(lab: &Lab) -> Result<Vec<Process>> {
+    let servers = WEBS.iter().map(|(web, _)| nginx_logged(lab, web)).collect();
+    WEBS.iter().try_for_each(|(web, _)| lab.wait_for_port(web, "tcp", HTTP))?;
+    servers
+}
+
 /// The lines that it has written.
 pub fn requests_logged(lab: &Lab, web: &str) -> Result<Vec<String>> {
     let path = lab.dir().join(format!("{web}.access"));

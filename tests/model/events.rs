@@ -95,11 +95,11 @@ impl Machine {
         if timed.0 != now {
             *timed = (now, 0);
         }
-        let is_timed = timed.1 < TIMED_PER_UNIT;
-        timed.1 += u32::from(is_timed);
-        let (row, tag) = self.handshake_of(key);
-        let word = if is_timed { Handshake { tag, began: self.micros } } else { Handshake::default() };
-        self.handshakes.insert(row, word);
+        if timed.1 < TIMED_PER_UNIT {
+            timed.1 += 1;
+            let (row, tag) = self.handshake_of(key);
+            self.handshakes.insert(row, Handshake { tag, began: self.micros });
+        }
     }
 
     /// The SYN-ACK has come.

@@ -424,13 +424,14 @@ fn root_of_handshakes_that_share_a_row_the_later_is_measured() {
     });
 }
 
-/// The time of the first 256 in a unit of the table's clock is taken, on each CPU. A word that is left from before is none
-/// of those after them.
+/// The time of the first 256 in a unit of the table's clock is taken, on each CPU.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_of_many_handshakes_only_some_are_measured() {
     const TIMED: u16 = 256;
-    lab(Setup { max_connections: 10_000, ..one() }, |lab| {
+    // Any key, but always the same: with some more rows are shared.
+    let key = Some([1, 2, 3, 4]);
+    lab(Setup { max_connections: 10_000, key, ..one() }, |lab| {
         let this = Pid::from_raw(0);
         let allowed = sched_getaffinity(this).unwrap();
         let mut one = CpuSet::new();
@@ -440,8 +441,6 @@ fn root_of_many_handshakes_only_some_are_measured() {
         let send = |lab: &mut Lab, ifindex, frame: Frame| {
             lab.plane.program(lab.profile).unwrap().test_run(&frame.bytes(), ifindex).unwrap();
         };
-        let unanswered = tcp(from(TIMED + 2), VIP, "S");
-        send(lab, 10, unanswered);
         lab.clock(START + 1);
         for port in 1..=TIMED + 1 {
             send(lab, 10, tcp(from(port), VIP, "S"));
@@ -452,15 +451,7 @@ fn root_of_many_handshakes_only_some_are_measured() {
         }
         assert!((TIMED - 2..=TIMED).contains(&measured(lab)), "{}", measured(lab));
         let before = measured(lab);
-        // The one that nobody answered is closed, and opened once more.
-        for (ifindex, frame) in [
-            (20, reply(0, from(TIMED + 2), "RA")),
-            (10, tcp(from(TIMED + 2), VIP, "S")),
-            (20, reply(0, from(TIMED + 2), "SA")),
-        ] {
-            send(lab, ifindex, frame);
-        }
-        assert_eq!((lab.opened(0), measured(lab)), (u64::from(TIMED) + 3, before), "too many");
+        assert_eq!(lab.opened(0), u64::from(TIMED) + 1);
         lab.clock(START + 2);
         send(lab, 10, tcp(from(TIMED + 3), VIP, "S"));
         send(lab, 20, reply(0, from(TIMED + 3), "SA"));
