@@ -365,11 +365,12 @@ enum lb_event_kind {
 	LB_EVENT_REVIVED = 16,
 	LB_EVENT_SYN_RETRANSMIT = 32,
 	LB_EVENT_RST = 64,
+	LB_EVENT_WATCHED = 128,	/* of a packet under way: somebody watches, though it did nothing */
 };
 
 enum lb_watch_wants {
-	LB_WATCH_EVENTS = 1,	/* one record for a packet that is meant */
-	LB_WATCH_FRAMES = 2,	/* and its frame: as it came, and as it left if that differs */
+	LB_WATCH_PACKETS = LB_EVENT_WATCHED,	/* one record for a packet that is meant */
+	LB_WATCH_FRAMES = 256,	/* and its frame: as it came, and as it left if that differs */
 };
 
 /* Who watches, and what is meant. Written by user space; the rest by packets. All that is 0 means "any". */

@@ -34,6 +34,9 @@ static struct {
 static struct lb_settings lb_settings;
 static __u32 lb_test_now;
 static __u32 lb_opaque_zero;
+static struct lb_watch lb_watch;
+
+#define LB_CAN_BE_WATCHED 0
 static __u64 user_jiffies;
 
 static __always_inline void *bpf_map_lookup_elem(struct user_array *array, const __u32 *index)

@@ -32,6 +32,8 @@ struct lb_explained lb_explained;
 /* A section of its own, so that all copies of the program share it: a packet looks at one word of it, at a fixed address. */
 struct lb_watch lb_watch SEC(".data.watch");
 
+#define LB_CAN_BE_WATCHED (!lb_profile.blind && !lb_profile.explain)
+
 /* Always 0, which the verifier does not know. */
 __u32 lb_opaque_zero;
 

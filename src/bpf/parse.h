@@ -48,8 +48,8 @@ struct lb_packet {
 /* Parsed, and maybe balanced: what its exit asks for is known from now on. */
 static __always_inline void lb_packet_is_ours(struct lb_packet *pkt)
 {
-	/* Unknown to the verifier, which would follow the rest of the program once for each value. */
-	pkt->events = LB_READ_ONCE(lb_opaque_zero);
+	/* Unknown to the verifier in any case: it would follow the rest of the program once for each value. */
+	pkt->events = LB_CAN_BE_WATCHED ? LB_READ_ONCE(lb_watch.wants) : LB_READ_ONCE(lb_opaque_zero);
 	pkt->to_client = 0;
 	pkt->no_tx = 0;
 	pkt->service = 0;

@@ -39,6 +39,15 @@ static __always_inline int lb_exit_nobodys(struct xdp_md *ctx, const struct lb_p
 	return reason >> LB_REASON_BITS == LB_CLASS_PASS ? XDP_PASS : XDP_DROP;
 }
 
+/* A packet that did something to its connection, or that somebody watches. */
+static __always_inline void lb_exit_notes(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
+{
+	if (pkt->events & ~LB_EVENT_WATCHED)
+		lb_event_note(pkt->backend, pkt->events);
+	if (LB_CAN_BE_WATCHED && pkt->events & LB_EVENT_WATCHED)
+		lb_watch_ours(ctx, pkt, reason);
+}
+
 static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
 {
 	if (lb_profile.explain) {
@@ -48,10 +57,8 @@ static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *p
 		if (pkt->backend && reason >> LB_REASON_BITS <= LB_CLASS_STACK)
 			lb_count_backend(pkt);
 		if (pkt->events)
-			lb_event_note(pkt->backend, pkt->events);
+			lb_exit_notes(ctx, pkt, reason);
 	}
-	if (lb_is_watched())
-		lb_watch_ours(ctx, pkt, reason);
 	switch (reason >> LB_REASON_BITS) {
 	case LB_CLASS_SENT:
 		if (pkt->out_ifindex == ctx->ingress_ifindex && !pkt->no_tx)

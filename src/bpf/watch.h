@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Watching: records of what became of packets, for whoever asked for them through lb_watch, by a ring buffer.
  *
- * While nobody watches a packet looks at one word. All else is in functions of their own, which may take their time: what
- * they send is bounded by a rate.
+ * While nobody watches a packet looks at one word, when it comes; at its end LB_EVENT_WATCHED is one of the events that
+ * are looked at anyhow. All else is in functions of their own, which may take their time: what they send is bounded by a
+ * rate.
  */
 #ifndef LB_WATCH_H
 #define LB_WATCH_H
@@ -61,17 +62,15 @@ __noinline int lb_watch_keep(struct xdp_md *ctx)
 	return 0;
 }
 
-/* What is wanted (enum lb_watch_wants). Read at both ends of a packet's way rather than kept: the verifier would follow the
- * way between them once for each answer.
- */
-static __always_inline __u32 lb_is_watched(void)
+/* Whether records of packets are wanted. */
+static __always_inline int lb_is_watched(void)
 {
-	return lb_profile.blind || lb_profile.explain ? 0 : LB_READ_ONCE(lb_watch.wants);
+	return LB_CAN_BE_WATCHED && LB_READ_ONCE(lb_watch.wants);
 }
 
 static __always_inline void lb_watch_begins(struct xdp_md *ctx)
 {
-	if (lb_is_watched() & LB_WATCH_FRAMES)
+	if (LB_CAN_BE_WATCHED && LB_READ_ONCE(lb_watch.wants) & LB_WATCH_FRAMES)
 		lb_watch_keep(ctx);
 }
 
@@ -210,7 +209,7 @@ static __always_inline void lb_watch_ours(struct xdp_md *ctx, const struct lb_pa
 		.dport = pkt->dport,
 		.service = pkt->service,
 		.backend = pkt->backend,
-		.events = pkt->events,
+		.events = pkt->events & ~LB_EVENT_WATCHED,
 		.to_client = pkt->to_client,
 		.proto = pkt->proto,
 		.tcp_flags = pkt->tcp_flags,

@@ -46,7 +46,7 @@ pub fn explain(packet: &Packet, interface: Option<&str>, instance: &Instance) ->
     let link = netlink.links()?.into_iter().find(|link| link.index == on.ifindex);
     let mac = link.and_then(|link| link.mac).unwrap_or([2, 0, 0, 0, 0, 1]);
     let frame = frame_of(packet, mac)?;
-    let explanation = Explainer::load(&tables, on)?.explain(&frame)?;
+    let explanation = Explainer::load(&tables, on.profile)?.explain(&frame, on.ifindex)?;
     let account = Account { packet, on, frame: &frame, explanation: &explanation, names: &names };
     print(&account.json(), instance.json, |_| account.text())
 }

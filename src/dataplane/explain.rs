@@ -4,13 +4,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::attach::{Attachment, Mode};
+use super::capacity::Capacity;
 use super::connections::State;
 use super::directory::ipv4_of;
 use super::entries::LifeState;
 use super::inspect::program_behind;
 use super::load::{Profile, Program, load};
 use super::pin::{LINK_PREFIX, PROGRAM_PREFIX};
-use super::tables::{Capacity, Tables};
+use super::tables::Tables;
 use super::types::{lb_backend, lb_explained};
 use super::{Class, Reason, scheduler_of};
 use crate::model::{Protocol, Scheduler};
@@ -56,7 +57,6 @@ pub fn on_interfaces(pin_dir: &Path) -> Result<Vec<OnInterface>> {
 pub struct Explainer {
     program: Program,
     tables: Tables,
-    on: OnInterface,
 }
 
 /// What would become of a packet.
@@ -137,21 +137,32 @@ pub struct HopFound {
 }
 
 impl Explainer {
-    /// Loads the copy on the tables of an instance, as its program runs on one of its interfaces.
-    pub fn load(tables: &Tables, on: OnInterface) -> Result<Explainer> {
+    /// Loads the copy on the tables of an instance, for the profile that its program has on an interface.
+    pub fn load(tables: &Tables, profile: Profile) -> Result<Explainer> {
         let settings = tables.settings()?;
         let there = tables.shared()?;
         let capacity = Capacity::of_tables(&there, &settings).context("tables are missing")?;
-        let profile = Profile { explain: true, ..on.profile };
+        let profile = Profile { explain: true, ..profile };
         let (program, tables) = load(profile, &settings, &capacity, &there)
             .context("could not load the copy of the program that explains")?;
-        Ok(Explainer { program, tables, on })
+        Ok(Explainer { program, tables })
     }
 
-    /// What would become of a frame that arrives on the interface now.
-    pub fn explain(&self, frame: &[u8]) -> Result<Explanation> {
-        self.program.clear_globals()?;
-        let (verdict, frame) = self.program.test_run(frame, self.on.ifindex)?;
+    /// What would become of a frame that arrives now on the interface with this index.
+    pub fn explain(&self, frame: &[u8], ifindex: u32) -> Result<Explanation> {
+        self.program.begin_anew(None)?;
+        self.run(frame, ifindex)
+    }
+
+    /// The same with the clock, the random number and all else that the program itself keeps between packets: for tests,
+    /// which compare it with what that program then does.
+    pub fn explain_like(&self, program: &Program, frame: &[u8], ifindex: u32) -> Result<Explanation> {
+        self.program.begin_anew(Some(program))?;
+        self.run(frame, ifindex)
+    }
+
+    fn run(&self, frame: &[u8], ifindex: u32) -> Result<Explanation> {
+        let (verdict, frame) = self.program.test_run(frame, ifindex)?;
         let noted = self.program.explained()?;
         let reason = Reason::of_code(noted.reason).context("the program ended without a reason")?;
         Ok(Explanation {

@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, MapType, PrintLevel};
 
+use super::capacity::Capacity;
 use super::skeleton::lb::{OpenXdpLbSkel, XdpLbSkelBuilder};
-use super::tables::{Capacity, Shape, Tables, from_bytes, reuse, shapes};
+use super::tables::{Shape, Tables, from_bytes, reuse, shapes};
 use super::types;
 
 /// The balancer's name in the kernel.
@@ -109,22 +110,35 @@ impl Program {
         self.set_global(offset_of!(types::bss, lb_test_micros), now)
     }
 
-    fn set_global(&self, at: usize, value: u32) -> Result<()> {
-        let key = 0u32.to_ne_bytes();
-        let mut globals = self
-            .globals
-            .lookup(&key, MapFlags::ANY)
+    fn read_globals(&self) -> Result<Vec<u8>> {
+        self.globals
+            .lookup(&0u32.to_ne_bytes(), MapFlags::ANY)
             .context("could not read the program's globals")?
-            .context("the program has no globals")?;
+            .context("the program has no globals")
+    }
+
+    fn set_global(&self, at: usize, value: u32) -> Result<()> {
+        let mut globals = self.read_globals()?;
         globals[at..at + size_of_val(&value)].copy_from_slice(&value.to_ne_bytes());
-        self.globals.update(&key, &globals, MapFlags::ANY).context("could not set a global of the program")
+        self.globals
+            .update(&0u32.to_ne_bytes(), &globals, MapFlags::ANY)
+            .context("could not set a global of the program")
+    }
+
+    /// Makes a program that explains forget the last packet. With `like`, it takes the clock, chance and the senders of
+    /// partial checksums from that program.
+    pub(super) fn begin_anew(&self, like: Option<&Program>) -> Result<()> {
+        let mut globals = like.unwrap_or(self).read_globals()?;
+        let at = offset_of!(types::bss, lb_explained);
+        globals[at..at + size_of::<types::lb_explained>()].fill(0);
+        self.globals
+            .update(&0u32.to_ne_bytes(), &globals, MapFlags::ANY)
+            .context("could not set the globals of the program")
     }
 
     /// What a program that explains noted of the last packet.
     pub(super) fn explained(&self) -> Result<types::lb_explained> {
-        let globals = self.globals.lookup(&0u32.to_ne_bytes(), MapFlags::ANY);
-        let globals = globals.context("could not read the program's globals")?;
-        let globals = globals.context("the program has no globals")?;
+        let globals = self.read_globals()?;
         let at = offset_of!(types::bss, lb_explained);
         from_bytes(&globals[at..at + size_of::<types::lb_explained>()])
     }

@@ -3,6 +3,7 @@
 mod affinity;
 mod attach;
 mod budget;
+mod capacity;
 mod clock;
 mod connections;
 mod counters;
@@ -38,6 +39,7 @@ mod watch;
 pub use affinity::{Affinity, Client, ClientRecord, sweep_interval};
 pub use attach::{Mode, program_name, program_on};
 pub use budget::Budget;
+pub use capacity::Capacity;
 pub use clock::Clock;
 pub use connections::{Census, Sweeper, Walked};
 pub use directory::SERVICES_PER_BACKEND;
@@ -67,6 +69,6 @@ pub use plane::{Attached, BackendId, Committed, Condition, Plane, Request, TakeO
 pub use reasons::{Class, Reason};
 pub use record::Record;
 pub use skeleton::lb::types;
-pub use tables::{Capacity, Counter, Tables};
+pub use tables::{Counter, Tables};
 pub use verify::{Verified, verify_all};
 pub use watch::{Happening, Seen, Watch, WatchFor, now_of_records};

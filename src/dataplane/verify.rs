@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, anyhow};
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::{AsRawLibbpf as _, OpenProgramMut};
 
+use super::capacity::Capacity;
 use super::load::{Profile, capture, directory_lines, last_lines, open};
 use super::skeleton::peer::XdpPeerSkelBuilder;
-use super::tables::Capacity;
 use super::types::lb_settings;
 
 /// What the kernel's verifier says of a program.

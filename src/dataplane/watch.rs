@@ -233,8 +233,8 @@ impl Watch {
         };
         self.tables.data_watch.set(0, row)?;
         let wants = match what.frames {
-            Some(_) => lb_watch_wants::LB_WATCH_EVENTS.0 | lb_watch_wants::LB_WATCH_FRAMES.0,
-            None => lb_watch_wants::LB_WATCH_EVENTS.0,
+            Some(_) => lb_watch_wants::LB_WATCH_PACKETS.0 | lb_watch_wants::LB_WATCH_FRAMES.0,
+            None => lb_watch_wants::LB_WATCH_PACKETS.0,
         };
         let word = self.quad(offset_of!(lb_watch, wants)).context("the table data_watch is empty")?;
         word.store(wants, Ordering::Release);

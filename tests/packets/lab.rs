@@ -5,7 +5,10 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use xdp_lb::dataplane::types::{lb_backend_state, lb_service, lb_service_flags, lb_state_layout};
-use xdp_lb::dataplane::{BackendEvents, BackendId, Census, Egress, NextHop, Plane, Profile, Reason, Request};
+use xdp_lb::dataplane::{
+    BackendEvents, BackendId, Census, Egress, Explainer, Explanation, NextHop, Plane, Profile, Reason,
+    Request,
+};
 use xdp_lb::model::{Backend, Protocol, Scheduler, Service, Timeouts, Weight};
 
 use super::frame::{Frame, Mac, tcp};
@@ -89,6 +92,8 @@ pub struct Lab {
     pub front: u32,
     /// Towards backends.
     pub back: u32,
+    /// By profile: a copy that tells before what becomes of each packet, and its tables' version.
+    explainer: Option<(Profile, Explainer)>,
 }
 
 /// Runs a test in a namespace of its own.
@@ -143,7 +148,7 @@ impl Lab {
         })
         .unwrap();
         plane.apply(&setup.services).unwrap();
-        let mut lab = Lab { plane, profile: setup.profile, front: 10, back: 20 };
+        let mut lab = Lab { plane, profile: setup.profile, front: 10, back: 20, explainer: None };
         lab.clock(1000);
         lab.egress(10, Some(Egress::DIRECT));
         lab.egress(20, Some(Egress::DIRECT));
@@ -273,11 +278,23 @@ impl Lab {
         assert_eq!(self.send(self.back, &rst).1, "sent to_client");
     }
 
-    /// Sends a frame in on an interface. Returns the verdict, the reason counted and the frame afterwards.
+    /// What a copy that explains says of a frame.
+    fn explain(&mut self, ifindex: u32, frame: &[u8]) -> Explanation {
+        if self.explainer.as_ref().is_none_or(|(profile, _)| *profile != self.profile) {
+            let explainer = Explainer::load(self.plane.tables(), self.profile).unwrap();
+            self.explainer = Some((self.profile, explainer));
+        }
+        let (_, explainer) = self.explainer.as_ref().unwrap();
+        explainer.explain_like(self.plane.program(self.profile).unwrap(), frame, ifindex).unwrap()
+    }
+
+    /// Sends a frame in on an interface. Returns the verdict, the reason counted and the frame afterwards, all of which must
+    /// have been foretold by the copy that explains.
     pub fn send(&mut self, ifindex: u32, frame: &[u8]) -> (Verdict, String, Vec<u8>) {
         let before = self.counts();
-        let (verdict, out) = self.plane.program(self.profile).unwrap().test_run(frame, ifindex).unwrap();
-        let verdict = match verdict {
+        let told = self.explain(ifindex, frame);
+        let (number, out) = self.plane.program(self.profile).unwrap().test_run(frame, ifindex).unwrap();
+        let verdict = match number {
             1 => Verdict::Drop,
             2 => Verdict::Pass,
             3 => Verdict::Tx,
@@ -296,6 +313,14 @@ impl Lab {
             }
         }
         assert_eq!(counted.len(), 1, "a packet is counted once: {counted:?}");
+        let foretold = format!("{} {}", told.reason.class.name(), told.reason.name);
+        assert_eq!((foretold.as_str(), told.verdict), (counted[0].as_str(), number), "what was foretold");
+        assert!(
+            told.frame == out,
+            "the frame that was foretold\n     got {}\nforetold {}",
+            hex(&out),
+            hex(&told.frame)
+        );
         (verdict, counted.remove(0), out)
     }
 

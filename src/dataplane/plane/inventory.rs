@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::rows::{BackendRow, ServiceRow, Times};
 use super::spread::Share;
+use crate::dataplane::capacity::Capacity;
 use crate::dataplane::directory::Directory;
 use crate::dataplane::mapped::Rows;
 use crate::dataplane::rings;
-use crate::dataplane::tables::Capacity;
 use crate::dataplane::types::{lb_backend, lb_pair, lb_service};
 use crate::dataplane::usage::Usage;
 use crate::model::{Backend, Initial, Protocol, Service};

@@ -25,6 +25,7 @@ use libbpf_rs::MapHandle;
 
 use super::affinity::Aging;
 use super::attach::Attachment;
+use super::capacity::Capacity;
 use super::clock::Clock;
 use super::connections::Census;
 use super::left::LeftLink;
@@ -32,7 +33,7 @@ use super::load::{Profile, Program, load};
 use super::loads::{Reconciler, recount};
 use super::nexthops::{NextHop, NextHops};
 use super::rings::{self, RingArena};
-use super::tables::{ABI, Capacity, Tables};
+use super::tables::{ABI, Tables};
 use super::types::{
     lb_backend, lb_bucket, lb_constants, lb_phase, lb_ring_line, lb_scheduler, lb_settings, lb_unresolved,
 };
