@@ -103,7 +103,7 @@ prepare_own_namespaces() {
 	fi
 	mount -t tmpfs -o mode=0755 tmpfs /run
 	mkdir /run/netns "$DIR"
-	mount -t bpf bpf /sys/fs/bpf || fail "/sys/fs/bpf cannot be mounted: this kernel has no BPF file system"
+	mount -t bpf -o mode=0700 bpf /sys/fs/bpf || fail "/sys/fs/bpf cannot be mounted: this kernel has no BPF file system"
 }
 
 # ---------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ command:nft          nftables         nftables
 command:iptables     iptables         iptables-nft
 command:promtool     prometheus       golang-github-prometheus
 command:tmux         tmux             tmux
+command:tshark       tshark           wireshark-cli
 TABLE
 }
 long_requirements() { # of the tests that take long; "-": those go without it there, and say so

@@ -237,7 +237,10 @@ struct lb_history {
 	__u64 last_reload_failed;	/* 1 or 0 */
 	__u64 changes;		/* of what runs: reloads and live ones */
 	__u64 last_change;	/* seconds since 1970 */
-	__u64 reserved[3];
+	/* Rows of backends whose counts were moved to row 0: how many 48 | the one that is being moved, or 0, 16. */
+	__u64 retiring;
+	__u64 retired_sum;	/* of all words of the counters of row 0, on all CPUs, once it is moved */
+	__u64 retiring_in;	/* which backend_counters, by the map's id */
 };
 
 /* --- client affinity: met by packets that open, confirm or close a connection of a sticky service --- */
@@ -377,7 +380,7 @@ enum lb_watch_wants {
 struct lb_watch {
 	__u32 wants;		/* enum lb_watch_wants; 0: nobody watches, which is all that packets look at then */
 	__u32 holder;		/* process id, for people */
-	__u64 until;		/* CLOCK_MONOTONIC, ns: one that does not renew it was killed */
+	__u64 until;		/* CLOCK_MONOTONIC, ns: the lease; one that does not renew it was killed */
 	__u64 reasons[LB_REASON_WORDS];	/* a bit for each that is meant */
 	__u32 events;		/* enum lb_event_kind: these are meant whatever the reason */
 	__be32 client;
@@ -416,6 +419,8 @@ struct lb_event {
 	__be16 sport;
 	__be16 dport;
 	__u32 captured_after;	/* bytes that follow these, of the frame as it left */
+	__u32 out_ifindex;	/* by which XDP sent it; 0: it did not */
+	__u32 reserved1;
 };
 
 /* Where a frame is kept until it is known what became of it. */
@@ -484,7 +489,7 @@ _Static_assert(sizeof(struct lb_backend_checks) == 3 * LB_LINE, "checks of a bac
 _Static_assert(sizeof(struct lb_handshake) == 8, "handshakes are packed: most are never asked for again");
 _Static_assert(sizeof(struct lb_history) == LB_LINE, "the history is one line");
 _Static_assert(sizeof(struct lb_watch) == 112, "no hidden padding in what is watched");
-_Static_assert(sizeof(struct lb_event) == 48, "no hidden padding in a record");
+_Static_assert(sizeof(struct lb_event) == 56, "no hidden padding in a record");
 _Static_assert(sizeof(struct lb_explained) == 104, "no hidden padding in an explanation");
 _Static_assert(LB_REASON_SLOTS <= LB_REASON_WORDS * 64, "a bit for each reason");
 _Static_assert(sizeof(struct lb_affinity_key) == 24, "no hidden padding in a hash key");

@@ -111,6 +111,10 @@ fn root_connections_and_refusals_are_told() -> Result<()> {
             (&json!("to_client"), &json!("eth1"))
         );
         assert_eq!(told["rewrite"]["source"]["after"], format!("{VIP}:80"));
+        assert_eq!(
+            (&told["connection"]["goes_on"], &told["connection"]["backend"]),
+            (&json!(true), &json!(backend))
+        );
 
         // An ACK of a connection that nobody knows gets a backend, whose RST tells the client.
         let told = explain(lab, 30_000, "")?;

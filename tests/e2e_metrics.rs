@@ -352,7 +352,7 @@ fn root_probes_reloads_and_addresses() -> Result<()> {
         two_arms(lab)?;
         let _servers = servers(lab)?;
         write(lab, &config(""))?;
-        let lb: Balancer<'_> = start(lab)?;
+        let mut lb: Balancer<'_> = start(lab)?;
         assert_eq!(status(lab, "/healthz")?, (200, "ok\n".into()));
         assert_eq!(status(lab, "/readyz")?, (200, "ready\n".into()));
         assert_eq!(status(lab, "/other")?.0, 404);
@@ -398,6 +398,31 @@ fn root_probes_reloads_and_addresses() -> Result<()> {
         assert_eq!(reloads(&Scrape::take(lab)?), (0, 1, 0));
         say(lab, "reload")?;
         assert_eq!(reloads(&Scrape::take(lab)?), (1, 1, 1));
+
+        // A start with the mended file.
+        write(lab, "nonsense")?;
+        complaint(lab, "reload")?;
+        assert_eq!(reloads(&Scrape::take(lab)?), (1, 2, 0));
+        write(lab, &config(""))?;
+        lb.stop(Signal::SIGKILL)?;
+        lb = start(lab)?;
+        assert_eq!(reloads(&Scrape::take(lab)?), (1, 2, 1));
+
+        // An address that is a VIP's, and a VIP that takes the address.
+        write(lab, &config("").replace(METRICS, &format!("{VIP}:80")))?;
+        let said = complaint(lab, "reload")?;
+        assert!(
+            said.contains(&format!("asks for metrics at {VIP}:80 is balanced by the service web")),
+            "{said}"
+        );
+        let taken = format!("{VIP}:9108");
+        write(lab, &config("").replace(METRICS, &taken))?;
+        say(lab, "reload")?;
+        let said = complaint(lab, &format!("service add late --vip {taken}"))?;
+        assert!(said.contains(&format!("asks for metrics at {taken} is balanced by the service")), "{said}");
+        assert!(get(lab, &taken, "/healthz").is_ok(), "it goes on");
+        write(lab, &config(""))?;
+        say(lab, "reload")?;
 
         // Another port, one that is taken, all addresses, none.
         let elsewhere = config("").replace(METRICS, "127.0.0.1:9106");

@@ -326,7 +326,11 @@ fn root_pin_dirs() -> Result<()> {
         let error = |dir: &str, words: &[&str], fix: &str| {
             assert_error(lab, &args(&format!("--pin-dir {dir}")), "pins", words, fix)
         };
-        error(&format!("{dir}/pins"), &[&dir, "is not in a bpffs"], &format!("mount -t bpf bpf {dir}"))?;
+        error(
+            &format!("{dir}/pins"),
+            &[&dir, "is not in a bpffs"],
+            &format!("mount -t bpf -o mode=0700 bpf {dir}"),
+        )?;
         error("/nowhere/pins", &["could not look at /nowhere/pins"], "--pin-dir")?;
         fs::create_dir_all("/sys/fs/bpf/others/theirs")?;
         error("/sys/fs/bpf/others", &["holds theirs, which is not ours"], "choose a --pin-dir")?;

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result};
-use common::balancer::{Balancer, Figures, XDP_LB, weighted};
+use common::balancer::{Balancer, Figures, PIN_DIR, XDP_LB, weighted};
 use common::clients::{Answer, requests};
 use common::eventually;
-use common::live::{complaint, say};
+use common::live::{complaint, say, write};
 use common::netns::{Lab, Process, in_lab};
 use common::networks::{CLIENT, VIP, WEBS, two_arms};
 use common::servers::{HTTP, nginx_everywhere};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -48,6 +49,13 @@ fn told(lines: &[Value]) -> BTreeMap<u64, Vec<String>> {
             .extend(events.map(|event| event.as_str().unwrap_or_default().to_owned()));
     }
     told
+}
+
+/// What packets look at while somebody watches.
+fn wants() -> Result<u32> {
+    let map = MapHandle::from_pinned_path(format!("{PIN_DIR}/data_watch"))?;
+    let row = map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY)?.context("no row")?;
+    Ok(u32::from_ne_bytes(row[..4].try_into()?))
 }
 
 fn ports(answers: &[Answer]) -> BTreeSet<u64> {
@@ -86,9 +94,9 @@ fn root_trace_tells_each_connection() -> Result<()> {
             let backends: BTreeSet<&str> = of_it.filter_map(|line| line["backend"].as_str()).collect();
             assert_eq!(backends, BTreeSet::from([format!("{address}:{HTTP}").as_str()]));
         }
-        // Off again: what a packet costs, and what is counted, is as before.
-        requests(lab, &format!("http://{VIP}/?[1-3]"))?;
         assert_eq!(lines.len(), 60);
+        // Off again.
+        assert_eq!(wants()?, 0);
         let text = watch(lab, "trace --limit 1")?;
         requests(lab, &format!("http://{VIP}/"))?;
         eventually("a line", || text.stdout().contains('\n').then_some(()));
@@ -156,10 +164,20 @@ fn root_a_killed_tracer_is_forgotten() -> Result<()> {
         two_arms(lab)?;
         let _servers = nginx_everywhere(lab)?;
         let mut lb = start(lab)?;
+        let mut trace = watch(lab, "capture --write /dev/null")?;
+        trace.signal(Signal::SIGKILL)?;
+        trace.wait()?;
+        // A packet after its time costs what it cost before, and so do all that follow.
+        assert_ne!(wants()?, 0);
+        eventually("it is switched off", || {
+            requests(lab, &format!("http://{VIP}/?[1-2]")).ok()?;
+            (wants().ok()? == 0).then_some(())
+        });
         let mut trace = watch(lab, "trace --json")?;
         trace.signal(Signal::SIGKILL)?;
         trace.wait()?;
         requests(lab, &format!("http://{VIP}/?[1-5]"))?;
+        // It waits for the end of the other one's time.
         let trace = watch(lab, "trace --json")?;
         let answers = requests(lab, &format!("http://{VIP}/?[1-5]"))?;
         // Nothing of what came for the other one.
@@ -177,6 +195,72 @@ fn root_a_killed_tracer_is_forgotten() -> Result<()> {
         assert_eq!(lb.stop(Signal::SIGTERM)?, Some(0));
         assert_eq!(trace.wait()?.code(), Some(1));
         assert!(trace.stderr().contains("the instance has ended"), "{}", trace.stderr());
+        Ok(())
+    })
+}
+
+/// One that was stopped goes on afterwards, and says that it missed something.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_stopped_tracer_goes_on() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let _lb = start(lab)?;
+        let trace = watch(lab, "trace --json")?;
+        trace.signal(Signal::SIGSTOP)?;
+        eventually("it is switched off", || {
+            requests(lab, &format!("http://{VIP}/?[1-2]")).ok()?;
+            (wants().ok()? == 0).then_some(())
+        });
+        trace.signal(Signal::SIGCONT)?;
+        eventually("it is switched on", || (wants().ok()? != 0).then_some(()));
+        let answers = requests(lab, &format!("http://{VIP}/?[1-3]"))?;
+        let has_all = |lines: &[Value]| ports(&answers).iter().all(|port| told(lines).contains_key(port));
+        eventually("what comes now is told", || lines(&trace).ok().filter(|lines| has_all(lines)));
+        let said = end(trace)?.stderr();
+        assert!(
+            said.contains("nothing was recorded for a time, 1 times: this process was stopped"),
+            "{said}"
+        );
+        Ok(())
+    })
+}
+
+/// A reload that makes the tables anew, and changes what is in which row, is followed.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_new_tables_are_followed() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let service = |name: &str, vip: &str, backend: &str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nhealth = \"none\"\nbackend = [\"{backend}\"]\n"
+            )
+        };
+        let web = |n: usize| format!("{}:{HTTP}", WEBS[n].1);
+        let head = "interface = \"eth0\"\nassign-vip = true\n";
+        write(lab, &format!("{head}{}", service("first", &format!("{VIP}:81"), &web(0))))?;
+        let _lb = common::live::start(lab)?;
+        let trace = watch(lab, "trace --json --reason opened")?;
+        requests(lab, &format!("http://{VIP}:81/"))?;
+        // So many that the tables must be larger.
+        let other = |n: usize| {
+            service(&format!("s{n}"), &format!("{VIP}:{}", 1000 + n), &format!("{}:{}", WEBS[1].1, 1000 + n))
+        };
+        let many: String = (0..300).map(other).collect();
+        write(lab, &format!("{head}{many}{}", service("web", &format!("{VIP}:80"), &web(2))))?;
+        say(lab, "reload")?;
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        requests(lab, &format!("http://{VIP}:80/"))?;
+        let lines = eventually("both", || lines(&trace).ok().filter(|lines| lines.len() >= 2));
+        let of = |line: &Value| (line["service"].clone(), line["vip"].clone(), line["backend"].clone());
+        let expected = |name: &str, port: u16, web: &str| {
+            (name.into(), format!("{VIP}:{port}").into(), format!("{web}:{HTTP}").into())
+        };
+        assert_eq!(of(&lines[0]), expected("first", 81, WEBS[0].1));
+        assert_eq!(of(&lines[1]), expected("web", 80, WEBS[2].1));
         Ok(())
     })
 }
@@ -253,7 +337,8 @@ fn root_the_rate_holds() -> Result<()> {
 
 /// The fields of each frame of a capture, as tshark reads them.
 fn tshark(lab: &Lab, file: &str, fields: &[&str]) -> Result<Vec<Vec<String>>> {
-    let mut args = vec!["-n", "-r", file, "-T", "fields", "-E", "separator=|"];
+    let mut args =
+        vec!["-n", "-o", "tcp.check_checksum:TRUE", "-r", file, "-T", "fields", "-E", "separator=|"];
     fields.iter().for_each(|field| args.extend(["-e", *field]));
     let text = lab.run("lb", "tshark", &args)?;
     Ok(text.lines().map(|line| line.split('|').map(str::to_owned).collect()).collect())
@@ -273,6 +358,8 @@ fn root_capture_has_every_frame_twice() -> Result<()> {
         let count = |figures: &Figures, name: &str| figures.reasons("sent").get(name).copied().unwrap_or(0);
         let since = |name: &str| Ok::<_, anyhow::Error>(count(&lb.figures()?, name) - count(&before, name));
         std::thread::sleep(std::time::Duration::from_millis(500));
+        // Another one is refused, and leaves the file alone.
+        complaint(lab, &format!("capture -w {file}"))?;
         let capture = end(capture)?;
         let (out, back) = (since("to_backend")?, since("to_client")?);
         assert!(
@@ -289,6 +376,8 @@ fn root_capture_has_every_frame_twice() -> Result<()> {
             "ip.ttl",
             "frame.comment",
             "frame.interface_name",
+            "frame.packet_flags_direction",
+            "tcp.checksum.status",
         ];
         let frames = tshark(lab, &file, &fields)?;
         assert_eq!(frames.len() as u64, 2 * (out + back));
@@ -309,7 +398,12 @@ fn root_capture_has_every_frame_twice() -> Result<()> {
             let help = if what == "to_backend" { "sent to a backend" } else { "reply sent to its client" };
             assert!(came[5].contains(help) && left[5].contains(help), "{pair:?}");
             assert!(came[5].contains(&format!("{VIP}:80")), "{pair:?}");
-            assert_eq!(came[6], if what == "to_backend" { "eth0" } else { "eth1" });
+            let ways = if what == "to_backend" { ["eth0", "eth1"] } else { ["eth1", "eth0"] };
+            assert_eq!([came[6].as_str(), left[6].as_str()], ways, "{pair:?}");
+            // Versions of tshark write the direction in their own ways.
+            assert!(came[7].ends_with('1') && left[7].ends_with('2'), "{pair:?}");
+            // As it came a local sender may have left it to the device to finish.
+            assert_eq!(left[8], "1", "the TCP checksum: {pair:?}");
         }
         let bad = lab.run(
             "lb",

@@ -235,6 +235,17 @@ fn root_interrupts() -> Result<()> {
         undone.note("skipped", "processors of interrupt 104 (tap0-output.1)");
         assert_eq!(host.affinities()?, ["0", "0", "0", "0", "0-1", "0"]);
 
+        // Meanwhile a number has become another device's.
+        Steps::of(lab, "tap0")?.values("changed", moved);
+        let interrupts = fs::read_to_string(host.0.join("interrupts"))?;
+        fs::write(host.0.join("interrupts"), interrupts.replace("tap0-input.1", "other-input.0"))?;
+        let undone = Steps::of(lab, "tap0 --undo")?;
+        assert_eq!(undone.note("skipped", moved), "it is gone");
+        undone.values("restored", "processors of interrupt 104 (tap0-output.1)");
+        assert_eq!(host.affinities()?, ["0", "0", "0", "1", "0-1", "0"]);
+        fs::write(host.0.join("interrupts"), interrupts)?;
+        fs::write(host.affinity_of(103), "0\n")?;
+
         // A veth of another namespace may have the name of this host's device.
         lab.ip("lb", "link del tap0\nlink add name tap0 type veth peer name far\nlink set tap0 up")?;
         let steps = Steps::of(lab, "tap0")?;
@@ -272,6 +283,95 @@ fn root_an_interface_that_is_gone() -> Result<()> {
         let said = String::from_utf8(output.stderr)?;
         assert_eq!(output.status.code(), Some(1));
         assert!(said.contains("there is no interface fast, and nothing is recorded of one"), "{said}");
+        Ok(())
+    })
+}
+
+/// Made anew under its name: what was changed of the host is put back all the same, of it nothing.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_an_interface_that_was_made_anew() -> Result<()> {
+    in_lab(|lab| {
+        lab.add(&["lb"])?;
+        lab.ip("lb", QUEUES)?;
+        let host = Host::make(lab)?;
+        Steps::of(lab, "fast")?;
+        lab.ip("lb", "link del fast")?;
+        lab.ip("lb", QUEUES)?;
+        let undone = Steps::of(lab, "fast --undo")?;
+        undone.values("restored", "net.core.bpf_jit_enable");
+        assert_eq!(undone.note("skipped", "gro_flush_timeout of fast"), "it is gone");
+        assert_eq!((host.jit()?.as_str(), records()), ("0", 0));
+
+        // Tuned both times.
+        Steps::of(lab, "fast")?;
+        lab.ip("lb", "link del fast")?;
+        lab.ip("lb", QUEUES)?;
+        Steps::of(lab, "fast")?;
+        assert_eq!((host.jit()?.as_str(), records()), ("1", 2));
+        let told = Steps::of(lab, "fast --undo --dry-run")?;
+        told.values("planned", "net.core.bpf_jit_enable");
+        let undone = Steps::of(lab, "fast --undo")?;
+        undone.values("restored", "net.core.bpf_jit_enable");
+        undone.values("restored", "gro_flush_timeout of fast");
+        assert_eq!((host.jit()?.as_str(), records()), ("0", 0));
+
+        // One that has another name now is not gone.
+        Steps::of(lab, "fast")?;
+        lab.ip("lb", "link set fast down\nlink set fast name quick")?;
+        let output = lab.command("lb", XDP_LB)?.args(["tune", "fast", "--undo"]).output()?;
+        assert_eq!((output.status.code(), records()), (Some(1), 1));
+        Steps::of(lab, "quick --undo")?.values("restored", "gro_flush_timeout of quick");
+        Ok(())
+    })
+}
+
+/// What two interfaces were tuned with stays until the last of them is as it was.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_two_interfaces() -> Result<()> {
+    in_lab(|lab| {
+        lab.add(&["lb"])?;
+        lab.ip("lb", QUEUES)?;
+        lab.ip("lb", "link add name other type veth peer name end\nlink set other up")?;
+        let host = Host::make(lab)?;
+        Steps::of(lab, "fast")?.values("changed", "net.core.bpf_jit_enable");
+        Steps::of(lab, "other")?.values("kept", "net.core.bpf_jit_enable");
+        let undone = Steps::of(lab, "fast --undo")?;
+        let note = undone.note("skipped", "net.core.bpf_jit_enable");
+        assert_eq!(note, "other was tuned with it too: it is put back with that");
+        assert_eq!((host.jit()?.as_str(), records()), ("1", 1));
+        Steps::of(lab, "other --undo")?.values("restored", "net.core.bpf_jit_enable");
+        assert_eq!((host.jit()?.as_str(), records()), ("0", 0));
+        Ok(())
+    })
+}
+
+/// To change queues under a program costs traffic, so that it is said before.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_queues_under_a_program() -> Result<()> {
+    in_lab(|lab| {
+        lab.add(&["lb"])?;
+        lab.ip("lb", QUEUES)?;
+        for end in ["fast", "far"] {
+            lab.run("lb", "ethtool", &["-L", end, "rx", "1", "tx", "1"])?;
+        }
+        if several_cpus()?.is_none() {
+            return Ok(());
+        }
+        let said = |args: &[&str]| -> Result<String> {
+            let output = lab.command("lb", XDP_LB)?.args(args).output()?;
+            assert!(output.status.success(), "{output:?}");
+            Ok(String::from_utf8(output.stderr)?)
+        };
+        assert_eq!(said(&["tune", "fast", "--dry-run"])?, "");
+        said(&["veth-peer", "fast"])?;
+        const FLAP: &str = "a program is on fast: to change its queues makes the link flap with most drivers";
+        assert!(said(&["tune", "fast", "--dry-run"])?.contains(FLAP));
+        assert!(said(&["tune", "fast"])?.contains(FLAP));
+        assert_eq!(said(&["tune", "fast"])?, "", "there is nothing to change any more");
+        assert!(said(&["tune", "fast", "--undo"])?.contains(FLAP));
         Ok(())
     })
 }

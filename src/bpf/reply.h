@@ -25,6 +25,8 @@ static __always_inline int lb_reply(struct xdp_md *ctx, struct lb_packet *pkt, s
 
 	if (!service || !backend)
 		return LB_ERROR_TABLES;
+	pkt->service = service_index;
+	pkt->backend = backend_index;
 	if (!lb_faces(ctx, backend))
 		return LB_PASS_WRONG_INTERFACE;
 	if (pkt->first_fragment)
@@ -36,14 +38,13 @@ static __always_inline int lb_reply(struct xdp_md *ctx, struct lb_packet *pkt, s
 	known = lb_state_nexthop(state);
 	stack_reason = lb_hop_to_client(ctx, &hop, known, nat.addr, pkt->ip->daddr);
 	lb_explain_entry(service_index, state);
+	lb_explain_goes_on();
 	if (!lb_profile.explain) {
 		lb_answer_seen(pkt, backend_index, key, state);
 		lb_conn_update(conn, key, state, pkt, backend, hop.index != known ? hop.index : 0);
 	}
 	if (pkt->tcp_flags & LB_TCP_RST)
 		lb_packet_did(pkt, LB_EVENT_RST);
-	pkt->service = service_index;
-	pkt->backend = backend_index;
 	return lb_deliver(ctx, pkt, &nat, &hop, stack_reason);
 }
 

@@ -15,6 +15,7 @@ struct lb_seen {
 	__u32 reason;
 	__u32 ifindex;
 	__u32 frame_len;
+	__u32 out_ifindex;
 	__be32 source;		/* as the packet came */
 	__be32 destination;
 	__be16 sport;
@@ -74,24 +75,32 @@ static __always_inline void lb_watch_begins(struct xdp_md *ctx)
 		lb_watch_keep(ctx);
 }
 
-static __always_inline int lb_watch_means_service(__u32 index)
+/* Of a packet whose service is not known by its row: whether it is for the address. */
+static __always_inline int lb_watch_means_service(const struct lb_seen *seen)
 {
+	__u32 index = seen->service;
 	struct lb_service *service = bpf_map_lookup_elem(&services, &index);
 
 	if (!lb_watch.vip)
 		return 1;
-	return index && service && lb_addr_to_ipv4(&service->addr) == lb_watch.vip &&
+	if (!index || !service)
+		return seen->destination == lb_watch.vip && (!lb_watch.proto || seen->proto == lb_watch.proto);
+	return lb_addr_to_ipv4(&service->addr) == lb_watch.vip &&
 	       (!lb_watch.vip_port || service->port == lb_watch.vip_port) &&
 	       (!lb_watch.proto || service->proto == lb_watch.proto);
 }
 
-static __always_inline int lb_watch_means_backend(__u32 index)
+/* The same, of a backend: whether it comes from there. */
+static __always_inline int lb_watch_means_backend(const struct lb_seen *seen)
 {
+	__u32 index = seen->backend;
 	struct lb_backend *backend = bpf_map_lookup_elem(&backends, &index);
 
 	if (!lb_watch.backend)
 		return 1;
-	return index && backend && lb_addr_to_ipv4(&backend->addr) == lb_watch.backend &&
+	if (!index || !backend)
+		return seen->source == lb_watch.backend && (!lb_watch.backend_port || seen->sport == lb_watch.backend_port);
+	return lb_addr_to_ipv4(&backend->addr) == lb_watch.backend &&
 	       (!lb_watch.backend_port || backend->port == lb_watch.backend_port);
 }
 
@@ -107,7 +116,7 @@ static __always_inline int lb_watch_means(const struct lb_seen *seen)
 		return 0;
 	if ((client & lb_watch.client_mask) != lb_watch.client)
 		return 0;
-	if (!lb_watch_means_service(seen->service) || !lb_watch_means_backend(seen->backend))
+	if (!lb_watch_means_service(seen) || !lb_watch_means_backend(seen))
 		return 0;
 	/* By connection, so that what is shown of one is whole. */
 	return lb_watch.sample <= 1 ||
@@ -144,6 +153,7 @@ static __always_inline void lb_watch_fill(struct lb_event *event, const struct l
 	event->time = now;
 	event->ifindex = seen->ifindex;
 	event->frame_len = seen->frame_len;
+	event->out_ifindex = seen->out_ifindex;
 	event->reason = seen->reason;
 	event->service = seen->service;
 	event->backend = seen->backend;
@@ -170,7 +180,12 @@ __noinline int lb_watch_note(struct xdp_md *ctx, struct lb_seen *seen)
 	kept = scratch->event.captured;
 	scratch->event.captured = 0;
 	scratch->event.captured_after = 0;
-	if (now > LB_READ_ONCE(lb_watch.until) || !lb_watch_means(seen) || !lb_watch_may_send(now))
+	if (now > LB_READ_ONCE(lb_watch.until)) {
+		/* It was killed, or stopped: then it asks again. */
+		LB_WRITE_ONCE(lb_watch.wants, 0);
+		return 0;
+	}
+	if (!lb_watch_means(seen) || !lb_watch_may_send(now))
 		return 0;
 	lb_watch_fill(&scratch->event, seen, now);
 	if (LB_READ_ONCE(lb_watch.wants) & LB_WATCH_FRAMES) {
@@ -215,6 +230,8 @@ static __always_inline void lb_watch_ours(struct xdp_md *ctx, const struct lb_pa
 		.tcp_flags = pkt->tcp_flags,
 	};
 
+	if (reason >> LB_REASON_BITS == LB_CLASS_SENT)
+		seen.out_ifindex = pkt->out_ifindex;
 	if (reason >> LB_REASON_BITS <= LB_CLASS_STACK)
 		lb_watch_undo(pkt, &seen);
 	lb_watch_note(ctx, &seen);

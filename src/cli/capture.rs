@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -17,10 +17,9 @@ use pcap_file::pcapng::blocks::interface_description::{
 use pcap_file::{DataLink, PcapError};
 
 use super::Instance;
-use super::names::Names;
 use super::trace::Teller;
 use super::watching::Watching;
-use crate::dataplane::{Class, Reason, Seen, Tables, Watch};
+use crate::dataplane::{Class, Reason, Seen, Watch};
 
 /// Timestamps count units of 10^-9 seconds (pcapng, `if_tsresol`).
 const NANOSECONDS: u8 = 9;
@@ -30,18 +29,19 @@ const OUTBOUND: u32 = 2;
 
 /// Writes frames in pcapng into a file, or with `-` to stdout.
 pub fn capture(watching: &Watching, file: &Path, length: u32, instance: &Instance) -> Result<()> {
-    let names = Names::of(instance, &Tables::open(&instance.pin_dir)?)?;
-    let told = watching.told(&names, is_usual, &[], Some(length))?;
-    let writer = open(file)?;
+    let mut teller = Teller::new(instance)?;
+    let told = watching.told(&teller.names, is_usual, &[], Some(length))?;
+    // Opened first, because a pipe waits for its reader; emptied when it is sure that it will be written.
+    let out = open(file)?;
     let watch = Watch::begin(&instance.pin_dir, &told)?;
-    let teller = Teller::new(&names, watch.tables());
-    let mut frames = Frames::new(writer, length).with_context(|| writing(file))?;
+    let mut frames =
+        Frames::new(out.begin().with_context(|| writing(file))?, length).with_context(|| writing(file))?;
     crate::log::notice(&format!("capturing to {}; Ctrl-C ends it", file.display()));
     let mut count = 0_u64;
     watching.go_on(&watch, |seen| {
         let told = teller.tell(seen);
         let comment = format!("{}; {}; {}", told.what(), told.way(), seen.reason.help);
-        match frames.add(seen, told.time, comment, &names) {
+        match frames.add(seen, told.time, comment, |index| teller.names.interface(index)) {
             Err(PcapError::IoError(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
             written => written.with_context(|| writing(file))?,
         }
@@ -64,14 +64,33 @@ fn writing(file: &Path) -> String {
     format!("could not write to {}", file.display())
 }
 
-/// What is captured is not for everybody's eyes.
-fn open(file: &Path) -> Result<Box<dyn Write>> {
+/// Where frames go.
+enum Out {
+    Stdout,
+    File(File),
+}
+
+fn open(file: &Path) -> Result<Out> {
     const ONLY_OWNER: u32 = 0o600;
     if file == Path::new("-") {
-        return Ok(Box::new(BufWriter::new(std::io::stdout())));
+        return Ok(Out::Stdout);
     }
-    let open = OpenOptions::new().write(true).create(true).truncate(true).mode(ONLY_OWNER).open(file);
-    Ok(Box::new(BufWriter::new(open.with_context(|| format!("could not create {}", file.display()))?)))
+    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(ONLY_OWNER).open(file);
+    Ok(Out::File(open.with_context(|| format!("could not open {}", file.display()))?))
+}
+
+impl Out {
+    fn begin(self) -> std::io::Result<Box<dyn Write>> {
+        Ok(match self {
+            Out::Stdout => Box::new(BufWriter::new(std::io::stdout())),
+            Out::File(file) => {
+                if file.metadata()?.is_file() {
+                    file.set_len(0)?;
+                }
+                Box::new(BufWriter::new(file))
+            }
+        })
+    }
 }
 
 /// A file of frames. Flushed after each packet: whoever reads along sees it at once.
@@ -92,28 +111,31 @@ impl Frames {
         seen: &Seen,
         time: SystemTime,
         comment: String,
-        names: &Names,
+        name: impl Fn(u32) -> String,
     ) -> Result<(), PcapError> {
-        let interface = self.interface(seen.ifindex, names)?;
-        let came = [(&seen.frame, INBOUND)];
-        for (frame, direction) in came.into_iter().chain(seen.after.iter().map(|left| (left, OUTBOUND))) {
+        // What the kernel is to deliver has not left yet.
+        let (out, direction) = seen.out_ifindex.map_or((seen.ifindex, None), |out| (out, Some(OUTBOUND)));
+        let left = seen.after.iter().map(|left| (left, out, direction));
+        for (frame, ifindex, direction) in
+            [(&seen.frame, seen.ifindex, Some(INBOUND))].into_iter().chain(left)
+        {
+            let interface = self.interface(ifindex, &name)?;
+            let mut options = vec![EnhancedPacketOption::Comment(Cow::Borrowed(&comment))];
+            options.extend(direction.map(EnhancedPacketOption::Flags));
             let packet = EnhancedPacketBlock {
                 interface_id: interface,
                 timestamp: time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO),
                 // A rewritten frame has the length that it came with.
                 original_len: seen.length,
                 data: Cow::Borrowed(frame),
-                options: vec![
-                    EnhancedPacketOption::Comment(Cow::Borrowed(&comment)),
-                    EnhancedPacketOption::Flags(direction),
-                ],
+                options,
             };
             self.writer.write_pcapng_block(packet)?;
         }
         self.writer.get_mut().flush().map_err(PcapError::IoError)
     }
 
-    fn interface(&mut self, ifindex: u32, names: &Names) -> Result<u32, PcapError> {
+    fn interface(&mut self, ifindex: u32, name: &impl Fn(u32) -> String) -> Result<u32, PcapError> {
         if let Some(number) = self.interfaces.get(&ifindex) {
             return Ok(*number);
         }
@@ -121,7 +143,7 @@ impl Frames {
             linktype: DataLink::ETHERNET,
             snaplen: self.length,
             options: vec![
-                InterfaceDescriptionOption::IfName(Cow::Owned(names.interface(ifindex))),
+                InterfaceDescriptionOption::IfName(Cow::Owned(name(ifindex))),
                 InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
             ],
         };

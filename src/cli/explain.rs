@@ -228,7 +228,11 @@ impl Account<'_> {
         if hop.ifindex == 0 {
             return format!("the kernel finds it{by_fib}");
         }
-        format!("{} by {}, MTU {}{by_fib}", mac_text(hop.macs.0), self.names.interface(hop.ifindex), hop.mtu)
+        let mac = match hop.macs.0 {
+            [0, 0, 0, 0, 0, 0] => "MAC not known yet".to_owned(),
+            mac => mac_text(mac),
+        };
+        format!("{mac} by {}, MTU {}{by_fib}", self.names.interface(hop.ifindex), hop.mtu)
     }
 
     fn verdict_text(&self) -> String {

@@ -10,7 +10,7 @@ use super::Instance;
 use super::source::no_service;
 use crate::control::{Client, ClientError};
 use crate::dataplane::{Tables, ipv4_of};
-use crate::model::Protocol;
+use crate::model::{Protocol, means_service};
 use crate::net::Netlink;
 
 /// The names that an instance knows: by its process, or without one by its tables, where a service is called by its VIP.
@@ -34,6 +34,11 @@ impl Names {
         Ok(Names { services, interfaces: links.into_iter().map(|link| (link.index, link.name)).collect() })
     }
 
+    /// Whether every service of the tables has a name here.
+    pub fn know(&self, tables: &Tables) -> bool {
+        of_tables(tables).keys().all(|key| self.services.contains_key(key))
+    }
+
     pub fn service(&self, vip: SocketAddrV4, protocol: Protocol) -> String {
         self.services.get(&(vip, protocol)).cloned().unwrap_or_else(|| vip.to_string())
     }
@@ -51,7 +56,7 @@ impl Names {
     /// name, or VIP, may be both of TCP and of UDP: no protocol then.
     pub fn service_called(&self, word: &str) -> Result<(Ipv4Addr, Option<u16>, Option<Protocol>)> {
         let is_meant = |((vip, protocol), name): &(&(SocketAddrV4, Protocol), &String)| {
-            word == name.as_str() || word == vip.to_string() || word == format!("{vip}/{protocol}")
+            means_service(word, name, *vip, *protocol)
         };
         let found: Vec<(SocketAddrV4, Protocol)> =
             self.services.iter().filter(is_meant).map(|(key, _)| *key).collect();
@@ -84,5 +89,5 @@ fn of_process(services: &Value) -> BTreeMap<(SocketAddrV4, Protocol), String> {
         let vip = word("vip")?.parse().ok()?;
         Some(((vip, Protocol::from_name(word("protocol")?)?), word("name")?.to_owned()))
     };
-    services.as_array().into_iter().flatten().filter_map(entry).collect()
+    services.get("services").and_then(Value::as_array).into_iter().flatten().filter_map(entry).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddrV4;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Instance;
 use super::names::Names;
 use super::watching::{Watching, flags};
-use crate::dataplane::{Class, Happening, Seen, Tables, Watch, ipv4_of, now_of_records};
+use crate::dataplane::{Class, Happening, Reason, Seen, Tables, Watch, ipv4_of, now_of_records};
 use crate::model::Protocol;
 
 /// What is shown where nothing else is asked for: the life of connections, and every packet that is dropped.
@@ -18,12 +18,11 @@ const USUAL: [Happening; 4] = [Happening::Opened, Happening::Confirmed, Happenin
 
 /// Shows what is seen, a line each, until it is stopped or has shown enough.
 pub fn trace(watching: &Watching, instance: &Instance) -> Result<()> {
-    let names = Names::of(instance, &Tables::open(&instance.pin_dir)?)?;
-    let told =
-        watching.told(&names, |reason| matches!(reason.class, Class::Drop | Class::Error), &USUAL, None)?;
+    let mut teller = Teller::new(instance)?;
+    let is_usual = |reason: &Reason| matches!(reason.class, Class::Drop | Class::Error);
+    let told = watching.told(&teller.names, is_usual, &USUAL, None)?;
     let watch = Watch::begin(&instance.pin_dir, &told)?;
     crate::log::notice("watching; Ctrl-C ends it");
-    let teller = Teller::new(&names, watch.tables());
     watching.go_on(&watch, |seen| {
         let told = teller.tell(seen);
         let line = if instance.json { told.json().to_string() } else { told.text() };
@@ -35,10 +34,13 @@ pub fn trace(watching: &Watching, instance: &Instance) -> Result<()> {
 
 /// Puts what was seen into words.
 pub(super) struct Teller<'a> {
-    names: &'a Names,
-    tables: &'a Tables,
+    instance: &'a Instance,
+    pub names: Names,
+    tables: Tables,
     /// From the records' clock to that of people.
     epoch: SystemTime,
+    /// When it was last looked whether the tables are still those of the instance.
+    looked: Instant,
 }
 
 /// What was seen, in words.
@@ -52,12 +54,31 @@ pub(super) struct Told<'a> {
 }
 
 impl Teller<'_> {
-    pub fn new<'a>(names: &'a Names, tables: &'a Tables) -> Teller<'a> {
+    pub fn new(instance: &Instance) -> Result<Teller<'_>> {
+        let tables = Tables::open(&instance.pin_dir)?;
         let epoch = SystemTime::now().checked_sub(now_of_records()).unwrap_or(SystemTime::UNIX_EPOCH);
-        Teller { names, tables, epoch }
+        Ok(Teller { instance, names: Names::of(instance, &tables)?, tables, epoch, looked: Instant::now() })
     }
 
-    pub fn tell<'a>(&self, seen: &'a Seen) -> Told<'a> {
+    /// A reload may have made tables anew, and names.
+    fn keep_up(&mut self) {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        if self.looked.elapsed() < INTERVAL {
+            return;
+        }
+        self.looked = Instant::now();
+        // In the middle of a swap, or at the end, those that are there must do.
+        let Ok(tables) = Tables::open(&self.instance.pin_dir) else { return };
+        if !tables.are_the_same(&self.tables) || !self.names.know(&tables) {
+            if let Ok(names) = Names::of(self.instance, &tables) {
+                self.names = names;
+            }
+        }
+        self.tables = tables;
+    }
+
+    pub fn tell<'a>(&mut self, seen: &'a Seen) -> Told<'a> {
+        self.keep_up();
         let service = self.tables.services.get(usize::from(seen.service)).filter(|_| seen.service != 0);
         let backend = self.tables.backends.get(usize::from(seen.backend)).filter(|_| seen.backend != 0);
         let endpoint = |addr, port| SocketAddrV4::new(ipv4_of(addr), u16::from_be(port));
@@ -134,7 +155,10 @@ impl Told<'_> {
             "events": events,
             "class": self.seen.reason.class.name(),
             "reason": self.seen.reason.name,
-            "direction": if self.seen.to_client { "to_client" } else { "to_backend" },
+            "direction": self.service.as_ref().map(|_| match self.seen.to_client {
+                true => "to_client",
+                false => "to_backend",
+            }),
             "protocol": self.seen.packet.map(|(protocol, ..)| protocol.to_string()),
             "client": self.client(),
             "source": self.seen.packet.map(|(_, source, _)| source),

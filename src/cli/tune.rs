@@ -3,13 +3,14 @@
 use anyhow::{Context as _, Result};
 
 use super::show::print;
+use crate::log;
 use crate::tune::{self, Outcome, Step};
 
 /// Carries out, tells or takes back, and prints each step. False if one failed.
 pub fn tune(interface: &str, dry_run: bool, undo: bool, json: bool) -> Result<bool> {
     let steps = match undo {
-        true => tune::undo(interface, dry_run)?,
-        false => tune::tune(interface, dry_run)?,
+        true => tune::undo(interface, dry_run, &log::notice)?,
+        false => tune::tune(interface, dry_run, &log::notice)?,
     };
     let value = serde_json::to_value(&steps).context("could not write the steps as JSON")?;
     print(&value, json, |_| text(&steps, interface, dry_run))?;

@@ -109,6 +109,12 @@ impl Watching {
                 left -= 1;
             }
         }
+        if watch.lapses() > 0 {
+            crate::log::notice(&format!(
+                "nothing was recorded for a time, {} times: this process was stopped, or its output was not read",
+                watch.lapses()
+            ));
+        }
         match watch.left_out() {
             (0, 0) => {}
             (suppressed, lost) => crate::log::notice(&format!(

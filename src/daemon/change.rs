@@ -54,13 +54,14 @@ impl Running {
         cannot_change(&self.config, &new)?;
         config::check(&new.services)
             .map_err(|fault| Refusal::invalid(format!("{}; write {}", fault.wrong, fault.right)))?;
+        self.check_metrics(&new)?;
         let mut steps = settings(&self.config, &new);
         steps.extend(diff(&self.config.services, &new.services).iter().map(|step| how.tell(step)));
         if how.dry_run || (steps.is_empty() && self.config == new) {
             return Ok(Done { steps, applied: !how.dry_run, ..Done::default() });
         }
         let removed = if how.now { removed(&self.config, &new) } else { Vec::new() };
-        let listening = self.exporter.prepare(&self.config, &new).map_err(|error| Refusal::failed(&error))?;
+        let listening = self.exporter.prepare(&new).map_err(|error| Refusal::failed(&error))?;
         if let Err(error) = self.carry_out(&new) {
             self.exporter.follow(&self.plane, &self.config.services);
             return Err(Refusal::failed(&error));
@@ -71,8 +72,8 @@ impl Running {
         self.config = new;
         self.note_change();
         self.exporter.follow(&self.plane, &self.config.services);
-        if let Some(Err(error)) = listening.map(|listening| self.exporter.serve(listening)) {
-            tracing::warn!("there are no metrics any more: {error:#}");
+        if let Some(listening) = listening {
+            self.exporter.serve(listening);
         }
         self.pool.follow(&self.config, &mut self.plane);
         self.vips.retain(&self.config, &mut self.ledger);
@@ -94,6 +95,17 @@ impl Running {
     pub fn note_change(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         self.plane.tables().past().changed(now.unwrap_or_default());
+    }
+
+    /// A service and the metrics cannot have one address, whichever of them is new.
+    fn check_metrics(&self, new: &Config) -> Result<(), Refusal> {
+        for finding in preflight::check_metrics(new) {
+            match finding.level {
+                Level::Error => return Err(Refusal::invalid(finding.to_string())),
+                _ => tracing::warn!("{finding}"),
+            }
+        }
+        Ok(())
     }
 
     fn carry_out(&mut self, new: &Config) -> Result<()> {

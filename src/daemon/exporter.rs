@@ -50,16 +50,14 @@ impl Exporter {
             started: started.unwrap_or_default(),
         };
         let mut exporter = Exporter { board, about, server: None };
-        if let Err(error) = exporter.serve(listening) {
-            tracing::warn!("there are no metrics: {error:#}");
-        }
+        exporter.serve(listening);
         exporter
     }
 
-    /// What another configuration needs, before it holds: a socket, if it wants another one; and names, so that new services
-    /// have theirs from the first moment on.
-    pub fn prepare(&self, old: &Config, new: &Config) -> Result<Option<Listening>> {
-        let other = old.metrics != new.metrics;
+    /// What another configuration needs, before it holds: a socket, if it wants another one than there is; and names, so that
+    /// new services have theirs from the first moment on.
+    pub fn prepare(&self, new: &Config) -> Result<Option<Listening>> {
+        let other = self.address() != new.metrics;
         let beside = self.server.as_ref().map(|(_, server)| server.listener());
         let listening = other.then(|| Listening::at(new.metrics, beside)).transpose()?;
         self.board.announce(names_of(&new.services));
@@ -71,16 +69,24 @@ impl Exporter {
         self.board.tell(plane.shared_tables(), names_of(services));
     }
 
-    /// Serves what was prepared, in the place of what was served before.
-    pub fn serve(&mut self, listening: Listening) -> Result<()> {
-        let server = match listening.0 {
-            None => None,
-            Some((address, listener)) => {
-                Some((address, Server::start(listener, self.board.clone(), self.about.clone())?))
+    /// Serves what was prepared, in the place of what was served before. The configuration holds already: what fails is only
+    /// said, and what was served before goes on.
+    pub fn serve(&mut self, listening: Listening) {
+        let server = listening.0.map(|(address, listener)| {
+            let server = Server::start(listener, self.board.clone(), self.about.clone());
+            Ok::<_, anyhow::Error>((address, server?))
+        });
+        match (server.transpose(), self.address()) {
+            (Ok(server), _) => {
+                if let Some((_, before)) = std::mem::replace(&mut self.server, server) {
+                    before.leave();
+                }
             }
-        };
-        self.server = server;
-        Ok(())
+            (Err(error), Some(address)) => {
+                tracing::warn!("the metrics are still served at {address}, until the next change: {error:#}")
+            }
+            (Err(error), None) => tracing::warn!("there are no metrics: {error:#}"),
+        }
     }
 
     /// The main loop has come round.

@@ -19,6 +19,11 @@ impl History<'_> {
         self.set(offset_of!(lb_history, last_reload_failed), u64::from(!done));
     }
 
+    /// A start has read the file and carries it out: a reload that failed before it is mended.
+    pub fn started(self) {
+        self.set(offset_of!(lb_history, last_reload_failed), 0);
+    }
+
     /// What runs is something else since then, a time since 1970.
     pub fn changed(self, at: Duration) {
         self.add(offset_of!(lb_history, changes));
@@ -124,9 +129,11 @@ mod tests {
             history.reloaded(done);
             assert_eq!(rows.get(0).unwrap().last_reload_failed, u64::from(!done));
         }
+        history.reloaded(false);
+        history.started();
         history.changed(Duration::from_millis(1_700_000_000_900));
         let row = rows.get(0).unwrap();
-        assert_eq!((row.reloads, row.reloads_failed), (2, 2));
+        assert_eq!((row.reloads, row.reloads_failed, row.last_reload_failed), (2, 3, 0));
         assert_eq!((row.changes, row.last_change), (1, 1_700_000_000));
     }
 }

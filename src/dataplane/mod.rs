@@ -28,6 +28,7 @@ mod pin;
 mod plane;
 mod reasons;
 mod record;
+mod retirement;
 mod rings;
 #[allow(missing_docs, unsafe_code, clippy::undocumented_unsafe_blocks, clippy::unwrap_used)] // generated code
 mod skeleton;
@@ -44,7 +45,7 @@ pub use clock::Clock;
 pub use connections::{Census, Sweeper, Walked};
 pub use directory::SERVICES_PER_BACKEND;
 pub(crate) use directory::ipv4_of;
-pub use drivers::{DriverXdp, driver_xdp, queues_with_xdp};
+pub use drivers::{DriverXdp, driver_xdp, queues_with_xdp, xdp_sends_by_lock};
 pub use entries::{Entries, Entry, LifeState, Listing, Which};
 pub use ethtool::{
     Channels, Offloads, Refused, adaptive_rx, bus_of, channels, driver_of, gro_of, offloads, set_adaptive_rx,
@@ -63,7 +64,7 @@ pub use loads::{Counted, Loads, Reconciler, recount};
 pub use mapped::Rows;
 pub use nexthops::{Egress, NamedRows, NextHop, NextHops};
 pub use peer::{PEER, attach_peer, detach_peer};
-pub use pin::{Busy, PinDir, pin_dir_of};
+pub use pin::{Busy, PinDir, bpffs_command, mount_bpffs, pin_dir_of};
 pub(crate) use plane::scheduler_of;
 pub use plane::{Attached, BackendId, Committed, Condition, Plane, Request, TakeOver, ring_memory};
 pub use reasons::{Class, Reason};

@@ -324,15 +324,31 @@ fn ensure_bpffs(path: &Path) -> Result<Option<PathBuf>> {
     }
     if parent != Path::new(DEFAULT_BPFFS) {
         bail!(
-            "{} is not in a bpffs, where maps and programs can be pinned: mount one (mount -t bpf bpf {}) or choose a \
-             --pin-dir below {DEFAULT_BPFFS}",
+            "{} is not in a bpffs, where maps and programs can be pinned: mount one ({}) or choose a --pin-dir below \
+             {DEFAULT_BPFFS}",
             parent.display(),
-            parent.display()
+            bpffs_command(parent)
         );
     }
-    mount(Some("bpf"), parent, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .with_context(|| format!("could not mount a bpffs at {DEFAULT_BPFFS}, where none is"))?;
+    mount_bpffs(parent)?;
     Ok(Some(parent.to_owned()))
+}
+
+/// Without it whoever likes may make files there: the kernel's default is 01777.
+const BPFFS_OPTIONS: &str = "mode=0700";
+
+/// Mounts a bpffs that only its owner may use.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn mount_bpffs(at: &Path) -> Result<()> {
+    mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), Some(BPFFS_OPTIONS))
+        .with_context(|| format!("could not mount a bpffs at {}, where none is", at.display()))
+}
+
+/// The command that does the same as [`mount_bpffs`].
+pub fn bpffs_command(at: &Path) -> String {
+    format!("mount -t bpf -o {BPFFS_OPTIONS} bpf {}", at.display())
 }
 
 fn is_bpffs(at: &Path) -> Result<bool> {

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapInfo, OpenMapMut};
@@ -13,6 +12,7 @@ use super::events::Events;
 use super::history::{Checks, History};
 use super::loads::Loads;
 use super::mapped::Rows;
+use super::retirement::{self, Retirement};
 use super::skeleton::lb::{OpenXdpLbMaps, XdpLbMaps};
 use super::types;
 
@@ -119,7 +119,7 @@ pub struct Tables {
     pub(super) neighbours: MapHandle,
     pub(super) egresses: MapHandle,
     reason_counters: MapHandle,
-    backend_counters: MapHandle,
+    pub(super) backend_counters: MapHandle,
     /// When handshakes that are under way began.
     pub handshakes: Rows<types::lb_handshake>,
     /// What the control plane did.
@@ -130,7 +130,6 @@ pub struct Tables {
     /// Who watches what.
     pub(super) data_watch: Rows<types::lb_watch>,
     settings: MapHandle,
-    retiring: AtomicU64,
 }
 
 impl Tables {
@@ -187,7 +186,6 @@ impl Tables {
             watch_scratch: handle("watch_scratch")?,
             data_watch: Rows::map(handle("data_watch")?)?,
             settings: handle("settings")?,
-            retiring: AtomicU64::new(0),
         })
     }
 
@@ -218,6 +216,15 @@ impl Tables {
             ("data_watch", self.data_watch.handle()),
             ("settings", &self.settings),
         ]
+    }
+
+    /// Whether both have the configuration in the same maps.
+    pub fn are_the_same(&self, other: &Tables) -> bool {
+        use std::os::fd::AsFd as _;
+        let id = |map: &MapHandle| MapInfo::new(map.as_fd()).map(|info| info.info.id).ok();
+        let same = |a: &MapHandle, b: &MapHandle| id(a).is_some() && id(a) == id(b);
+        same(self.services.handle(), other.services.handle())
+            && same(self.backends.handle(), other.backends.handle())
     }
 
     /// What the program was loaded with.
@@ -283,48 +290,20 @@ impl Tables {
         self.handles().into_iter().map(share).collect()
     }
 
-    /// Sets a backend's counters, one value for each CPU.
-    pub(super) fn set_backend_counters(&self, index: u16, values: &[Vec<u8>]) -> Result<()> {
-        self.backend_counters
-            .update_percpu(&u32::from(index).to_ne_bytes(), values, MapFlags::ANY)
-            .with_context(|| format!("could not set the counters of backend {index}"))
-    }
-
-    /// Adds what a backend's row counted to row 0, which no packet counts in (nor looks at, so that what is no count does not
-    /// matter there): what all backends counted together never goes
-    /// back. The row is to count for another backend from 0.
+    /// Adds what a backend's row counted to row 0, so that the row can count for another backend from 0.
     pub(super) fn retire_backend(&self, index: u16) -> Result<()> {
-        self.retiring.fetch_add(1, Ordering::AcqRel);
-        let retired = self.retire_counters(index);
-        retire(&self.backend_events, index);
-        retire(&self.backend_checks, index);
-        self.retiring.fetch_add(1, Ordering::AcqRel);
-        retired
+        let retirement = Retirement {
+            counters: &self.backend_counters,
+            events: &self.backend_events,
+            checks: &self.backend_checks,
+            history: &self.history,
+        };
+        retirement.retire(index)
     }
 
-    /// A backend's counters, one value for each CPU.
-    pub(super) fn backend_counters_of_cpus(&self, index: u16) -> Result<Vec<Vec<u8>>> {
-        self.backend_counters
-            .lookup_percpu(&u32::from(index).to_ne_bytes(), MapFlags::ANY)
-            .with_context(|| format!("could not read the counters of backend {index}"))?
-            .with_context(|| format!("there are no counters of backend {index}"))
-    }
-
-    fn retire_counters(&self, index: u16) -> Result<()> {
-        let before = self.backend_counters_of_cpus(index)?;
-        if before.iter().flatten().all(|byte| *byte == 0) {
-            return Ok(());
-        }
-        let gone = self.backend_counters_of_cpus(0)?;
-        let sums: Vec<_> = gone.iter().zip(&before).map(|(gone, row)| sum_of_words(gone, row)).collect();
-        let zeros: Vec<_> = before.iter().map(|value| vec![0; value.len()]).collect();
-        self.set_backend_counters(0, &sums)?;
-        self.set_backend_counters(index, &zeros)
-    }
-
-    /// Odd while a row is being retired, another number after each: what is read meanwhile may count it twice.
-    pub fn retirements(&self) -> u64 {
-        self.retiring.load(Ordering::Acquire)
+    /// How often rows were given back, whoever did it; `None` while one is: what is read meanwhile may be there twice.
+    pub fn retirements(&self) -> Option<u64> {
+        retirement::retirements(&self.history)
     }
 
     /// Packets and bytes that met a reason, over all CPUs.
@@ -346,22 +325,6 @@ impl Tables {
         let rows = counted.into_iter().enumerate();
         Ok(rows.map(|(index, row)| counters::sum(row, self.events().carried(index as u16))).collect())
     }
-}
-
-/// Moves what a row of counters counted to row 0. All of the row is 64-bit counters.
-fn retire<T: Plain + Copy>(rows: &Rows<T>, index: u16) {
-    for offset in (0..size_of::<T>()).step_by(size_of::<u64>()) {
-        let words = rows.word(usize::from(index), offset).zip(rows.word(0, offset));
-        if let Some((word, gone)) = words {
-            gone.fetch_add(word.swap(0, Ordering::AcqRel), Ordering::AcqRel);
-        }
-    }
-}
-
-fn sum_of_words(a: &[u8], b: &[u8]) -> Vec<u8> {
-    let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
-    let (a, b) = (a.chunks_exact(size_of::<u64>()), b.chunks_exact(size_of::<u64>()));
-    a.zip(b).flat_map(|(a, b)| word(a).wrapping_add(word(b)).to_ne_bytes()).collect()
 }
 
 /// What is in a table of settings. One of another version may be shorter or longer: what is missing is 0.

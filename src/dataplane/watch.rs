@@ -1,18 +1,19 @@
 //! Watching what becomes of packets: by a ring that the programs write to while somebody has asked for it.
 
+use std::cell::Cell;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::{ErrorKind, RingBuffer, RingBufferBuilder};
 use nix::errno::Errno;
-use nix::sys::signal::kill;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 
 use super::Reason;
 use super::tables::{Tables, from_bytes};
@@ -23,6 +24,8 @@ use crate::model::Protocol;
 const LEASE: Duration = Duration::from_secs(5);
 /// How often a sign of life is given, at least.
 const RENEWAL: Duration = Duration::from_secs(1);
+/// Records that are taken at once: who watches is to be heard, too, where more come than can be shown.
+const BATCH: usize = 4096;
 
 /// What is watched. What is `None` does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +104,8 @@ pub struct Seen {
     pub time: Duration,
     /// The interface that it came by.
     pub ifindex: u32,
+    /// That by which XDP sent it.
+    pub out_ifindex: Option<u32>,
     /// What became of it.
     pub reason: &'static Reason,
     /// What it did to its connection.
@@ -124,37 +129,53 @@ pub struct Seen {
 }
 
 /// Somebody who watches; there is at most one. The programs stop when this is dropped, or a few seconds after it was killed.
+///
+/// The time until which it holds is the lease: whoever swaps a new one in for what was there holds it.
 pub struct Watch {
     tables: Tables,
     ring: RingBuffer<'static>,
     records: Receiver<Seen>,
-    holder: u32,
+    /// How many of them are waiting.
+    waiting: Rc<Cell<usize>>,
+    until: Cell<u64>,
+    wants: u32,
     pin: PathBuf,
+    /// How often the lease ran out, because this process was stopped: what came then was not seen.
+    lapses: Cell<u64>,
 }
 
 impl Watch {
-    /// Begins to watch an instance.
+    /// Begins to watch an instance. Waits for the end of one that was killed.
     ///
     /// # Errors
     /// Somebody watches already, or the instance's tables cannot be used.
     pub fn begin(pin_dir: &Path, what: &WatchFor) -> Result<Watch> {
         let tables = Tables::open(pin_dir)?;
         let (sender, records) = channel();
+        let waiting = Rc::new(Cell::new(0));
+        let counted = waiting.clone();
         let mut builder = RingBufferBuilder::new();
         let record = move |bytes: &[u8]| {
             if let Some(seen) = seen(bytes) {
                 // The receiver lives as long as the ring.
                 let _ = sender.send(seen);
             }
-            0
+            counted.set(counted.get() + 1);
+            if counted.get() < BATCH { 0 } else { -(Errno::EAGAIN as i32) }
         };
         builder.add(&tables.watched, record).context("could not read the ring of what is watched")?;
         let ring = builder.build().context("could not make a reader of the ring of what is watched")?;
-        let holder = std::process::id();
-        let watch = Watch { tables, ring, records, holder, pin: pin_dir.join("data_watch") };
-        watch.claim()?;
+        let wants = match what.frames {
+            Some(_) => lb_watch_wants::LB_WATCH_PACKETS.0 | lb_watch_wants::LB_WATCH_FRAMES.0,
+            None => lb_watch_wants::LB_WATCH_PACKETS.0,
+        };
+        let until = Cell::new(claim(&tables)?);
+        let pin = pin_dir.join("data_watch");
+        let watch = Watch { tables, ring, records, waiting, until, wants, pin, lapses: Cell::new(0) };
         // What nobody read of an earlier watch.
-        watch.ring.consume().context("could not empty the ring of what is watched")?;
+        while watch.take(Duration::ZERO)? == BATCH {
+            watch.records.try_iter().for_each(drop);
+        }
         watch.records.try_iter().for_each(drop);
         watch.ask_for(what)?;
         Ok(watch)
@@ -166,43 +187,31 @@ impl Watch {
     /// Somebody else watches now, because this process was stopped for too long; or the instance is gone.
     pub fn look(&self, patience: Duration) -> Result<Vec<Seen>> {
         self.renew()?;
-        match self.ring.poll(patience.min(RENEWAL)) {
-            // A signal: whoever looks has its own way to hear of it.
-            Err(error) if error.kind() != ErrorKind::Interrupted => {
-                return Err(error).context("could not read the ring of what is watched");
-            }
-            _ => {}
-        }
+        self.take(patience.min(RENEWAL))?;
         Ok(self.records.try_iter().collect())
+    }
+
+    /// Moves records from the ring. Returns how many.
+    fn take(&self, patience: Duration) -> Result<usize> {
+        self.waiting.set(0);
+        match self.ring.poll(patience) {
+            // A signal: whoever looks has its own way to hear of it. Or a batch.
+            Err(error) if ![ErrorKind::Interrupted, ErrorKind::WouldBlock].contains(&error.kind()) => {
+                Err(error).context("could not read the ring of what is watched")
+            }
+            _ => Ok(self.waiting.get()),
+        }
+    }
+
+    /// How often this process was stopped for so long that nothing was recorded for it.
+    pub fn lapses(&self) -> u64 {
+        self.lapses.get()
     }
 
     /// How many records were left out because of the rate, and how many because they were not read in time.
     pub fn left_out(&self) -> (u64, u64) {
         let read = |offset| self.word(offset).map_or(0, |word| word.load(Ordering::Relaxed));
         (read(offset_of!(lb_watch, suppressed)), read(offset_of!(lb_watch, lost)))
-    }
-
-    /// The tables of the instance, to find out what services and backends are.
-    pub fn tables(&self) -> &Tables {
-        &self.tables
-    }
-
-    fn claim(&self) -> Result<()> {
-        let row = self.row()?;
-        let lives = row.holder != 0 && row.until > now() && is_alive(row.holder);
-        let holder = self.quad(offset_of!(lb_watch, holder)).context("the table data_watch is empty")?;
-        let claimed = match lives {
-            true => Err(row.holder),
-            // Another one may be about to begin, too.
-            false => holder.compare_exchange(row.holder, self.holder, Ordering::AcqRel, Ordering::Acquire),
-        };
-        match claimed {
-            Ok(_) => Ok(()),
-            Err(other) => bail!(
-                "the process {other} watches this instance already, and there can be only one: end that xdp-lb trace or \
-                 capture first"
-            ),
-        }
     }
 
     fn ask_for(&self, what: &WatchFor) -> Result<()> {
@@ -215,8 +224,8 @@ impl Watch {
         let row = lb_watch {
             // Not yet: packets look at the rest once this is not 0.
             wants: 0,
-            holder: self.holder,
-            until: until(),
+            holder: std::process::id(),
+            until: self.until.get(),
             reasons: bits(&what.reasons),
             events: what.events.iter().fold(0, |bits, event| bits | event.bit()),
             client: client.to_be(),
@@ -232,35 +241,34 @@ impl Watch {
             ..Default::default()
         };
         self.tables.data_watch.set(0, row)?;
-        let wants = match what.frames {
-            Some(_) => lb_watch_wants::LB_WATCH_PACKETS.0 | lb_watch_wants::LB_WATCH_FRAMES.0,
-            None => lb_watch_wants::LB_WATCH_PACKETS.0,
-        };
-        let word = self.quad(offset_of!(lb_watch, wants)).context("the table data_watch is empty")?;
-        word.store(wants, Ordering::Release);
+        self.store_wants(self.wants);
         Ok(())
     }
 
     fn renew(&self) -> Result<()> {
-        let row = self.row()?;
-        if row.holder != self.holder {
-            bail!("the process {} watches this instance now: this one was stopped for too long", row.holder);
+        let (old, new) = (self.until.get(), until());
+        let word = lease(&self.tables)?;
+        if word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            bail!(
+                "another xdp-lb trace or capture watches this instance now: this one was stopped for too long"
+            );
+        }
+        self.until.set(new);
+        if now() > old {
+            self.lapses.set(self.lapses.get() + 1);
+            // A packet that came too late has switched it off.
+            self.store_wants(self.wants);
         }
         if !self.pin.exists() {
             bail!("the instance has ended: {} is gone", self.pin.display());
         }
-        if let Some(word) = self.word(offset_of!(lb_watch, until)) {
-            word.store(until(), Ordering::Release);
-        }
         Ok(())
     }
 
-    fn row(&self) -> Result<lb_watch> {
-        self.tables.data_watch.get(0).context("the table data_watch is empty")
-    }
-
-    fn quad(&self, offset: usize) -> Option<&AtomicU32> {
-        self.tables.data_watch.quad(0, offset)
+    fn store_wants(&self, wants: u32) {
+        if let Some(word) = self.tables.data_watch.quad(0, offset_of!(lb_watch, wants)) {
+            word.store(wants, Ordering::Release);
+        }
     }
 
     fn word(&self, offset: usize) -> Option<&AtomicU64> {
@@ -270,12 +278,38 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if self.row().is_ok_and(|row| row.holder == self.holder) {
-            for offset in [offset_of!(lb_watch, wants), offset_of!(lb_watch, holder)] {
-                if let Some(word) = self.quad(offset) {
-                    word.store(0, Ordering::Release);
-                }
+        let Ok(word) = lease(&self.tables) else { return };
+        if word.load(Ordering::Acquire) == self.until.get() {
+            self.store_wants(0);
+            let _ = word.compare_exchange(self.until.get(), 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+fn lease(tables: &Tables) -> Result<&AtomicU64> {
+    tables.data_watch.word(0, offset_of!(lb_watch, until)).context("the table data_watch is empty")
+}
+
+/// Takes the lease; waits for the end of one that is not renewed. Returns until when it holds.
+fn claim(tables: &Tables) -> Result<u64> {
+    const LOOK: Duration = Duration::from_millis(50);
+    let word = lease(tables)?;
+    let first = word.load(Ordering::Acquire);
+    loop {
+        let there = word.load(Ordering::Acquire);
+        if there <= now() {
+            let mine = until();
+            if word.compare_exchange(there, mine, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Ok(mine);
             }
+        } else if there != first {
+            let holder = tables.data_watch.get(0).map_or(0, |row| row.holder);
+            bail!(
+                "the process {holder} watches this instance already, and there can be only one: end that xdp-lb trace or \
+                 capture first"
+            );
+        } else {
+            sleep(LOOK);
         }
     }
 }
@@ -291,11 +325,6 @@ fn now() -> u64 {
 
 fn until() -> u64 {
     now() + LEASE.as_nanos() as u64
-}
-
-/// One that may not be signalled is alive.
-fn is_alive(process: u32) -> bool {
-    i32::try_from(process).is_ok_and(|process| kill(Pid::from_raw(process), None) != Err(Errno::ESRCH))
 }
 
 fn bits(reasons: &[&'static Reason]) -> [u64; lb_constants::LB_REASON_WORDS.0 as usize] {
@@ -320,6 +349,7 @@ fn seen(bytes: &[u8]) -> Option<Seen> {
     Some(Seen {
         time: Duration::from_nanos(event.time),
         ifindex: event.ifindex,
+        out_ifindex: (event.out_ifindex != 0).then_some(event.out_ifindex),
         reason: Reason::of_code(u32::from(event.reason))?,
         happenings: Happening::NAMES.iter().filter(|one| happened(one)).map(|(one, _)| *one).collect(),
         to_client: event.to_client != 0,

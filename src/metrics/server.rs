@@ -1,7 +1,7 @@
 //! Serves metrics and probes by HTTP, in a thread of its own.
 
 use std::net::TcpListener as StdListener;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct Server {
     /// The listening socket, for who is to listen beside it.
     listener: StdListener,
     stop: Option<oneshot::Sender<()>>,
+    /// Tells, or ends, once nobody can connect any more.
+    closed: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -60,26 +62,38 @@ impl Server {
             TcpListener::from_std(listener).context("could not listen for metrics")?
         };
         let (stop, stopped) = oneshot::channel();
+        let (closing, closed) = mpsc::channel();
         let serve = move || {
-            runtime.block_on(serve(listener, app, stopped));
+            runtime.block_on(serve(listener, app, stopped, closing));
             runtime.shutdown_timeout(GRACE);
         };
         let thread = thread::Builder::new().name("metrics".into()).spawn(serve);
         let thread = thread.context("could not start the thread of the metrics")?;
-        Ok(Server { listener: kept, stop: Some(stop), thread: Some(thread) })
+        Ok(Server { listener: kept, stop: Some(stop), closed, thread: Some(thread) })
     }
 
     /// The listening socket.
     pub fn listener(&self) -> &StdListener {
         &self.listener
     }
+
+    /// Stops to listen. Who is being answered is answered to the end, for which nobody waits.
+    pub fn leave(mut self) {
+        self.stop();
+        let _ = self.closed.recv_timeout(GRACE);
+        self.thread = None;
+    }
+
+    fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -103,7 +117,12 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
-async fn serve(listener: TcpListener, app: App, mut stopped: oneshot::Receiver<()>) {
+async fn serve(
+    listener: TcpListener,
+    app: App,
+    mut stopped: oneshot::Receiver<()>,
+    closing: mpsc::Sender<()>,
+) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let router = router(app);
     loop {
@@ -129,7 +148,7 @@ async fn serve(listener: TcpListener, app: App, mut stopped: oneshot::Receiver<(
             }
         }
     }
-    drop(listener);
+    drop((listener, closing));
     let _ = timeout(GRACE, permits.acquire_many(CONNECTIONS as u32)).await;
 }
 

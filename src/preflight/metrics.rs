@@ -1,6 +1,6 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
-use super::Finding;
+use super::{Finding, Level};
 use crate::config::Config;
 use crate::dataplane::PinDirState;
 use crate::model::{Protocol, Service};
@@ -10,15 +10,33 @@ const NAME: &str = "metrics";
 
 pub(super) fn check(config: &Config) -> Vec<Finding> {
     let Some(address) = config.metrics else { return Vec::new() };
-    if let Some(service) = taken_by(address, &config.services) {
-        let message =
-            format!("whoever asks for metrics at {address} is balanced by the service {}", service.name);
-        return vec![Finding::error(
-            NAME,
-            &message,
-            "another --metrics, of an address or a port that is no VIP's",
-        )];
+    let taken = check_services(config);
+    if taken.iter().any(|finding| finding.level == Level::Error) {
+        return taken;
     }
+    let mut findings = taken;
+    findings.extend(check_address(address, config));
+    findings
+}
+
+/// Whether services take the packets of those who ask for metrics: where it can be listened does not tell.
+pub(super) fn check_services(config: &Config) -> Vec<Finding> {
+    let Some(address) = config.metrics else { return Vec::new() };
+    let taken = taken_by(address, &config.services).map(|service| {
+        let (vip, name) = (service.vip, &service.name);
+        let message = format!("whoever asks for metrics at {vip} is balanced by the service {name}");
+        match address.ip().is_unspecified() {
+            false => {
+                Finding::error(NAME, &message, "another --metrics, of an address or a port that is no VIP's")
+            }
+            // At other addresses they are to be had.
+            true => Finding::warning(NAME, &message, "another --metrics, of a port that is no VIP's"),
+        }
+    });
+    taken.into_iter().collect()
+}
+
+fn check_address(address: SocketAddr, config: &Config) -> Vec<Finding> {
     // The instance that runs may be the one that listens there, which is an error already.
     if matches!(PinDirState::of(&config.pin_dir), PinDirState::Running(_)) {
         return Vec::new();
@@ -36,17 +54,19 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
     }]
 }
 
-/// The service whose packets those of the scrapes would be.
+/// The service whose packets those of the scrapes would be, or some of them.
 fn taken_by(address: SocketAddr, services: &[Service]) -> Option<&Service> {
-    services
-        .iter()
-        .find(|service| service.protocol == Protocol::Tcp && SocketAddr::V4(service.vip) == address)
+    // An IPv4 address may be written as one of IPv6, and all of IPv6 are all of IPv4 too.
+    let ip = address.ip().to_canonical();
+    let takes = |vip: SocketAddrV4| {
+        vip.port() == address.port() && (ip.is_unspecified() || ip == IpAddr::V4(*vip.ip()))
+    };
+    services.iter().find(|service| service.protocol == Protocol::Tcp && takes(service.vip))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::Level;
 
     fn finding(metrics: &str) -> Option<Finding> {
         let service = |protocol| Service::new("127.0.0.77:80".parse().unwrap(), protocol, Vec::new());
@@ -70,5 +90,24 @@ mod tests {
         assert_eq!(finding(&at).unwrap().level, Level::Ok);
         let error = finding("127.0.0.77:80").unwrap();
         assert!(error.message.ends_with("is balanced by the service 127.0.0.77:80"), "{error}");
+        assert_eq!(error.level, Level::Error);
+    }
+
+    #[test]
+    fn services_of_the_same_port_take_a_part_of_all_addresses() {
+        let found = |metrics: &str| {
+            let service = Service::new("127.0.0.77:80".parse().unwrap(), Protocol::Tcp, Vec::new());
+            let metrics = Some(metrics.parse().unwrap());
+            check_services(&Config { metrics, ..Config::new(vec!["eth0".into()], vec![service]) }).pop()
+        };
+        for all in ["0.0.0.0:80", "[::]:80"] {
+            let warning = found(all).unwrap();
+            assert_eq!(warning.level, Level::Warning);
+            assert!(warning.message.contains("at 127.0.0.77:80 is balanced"), "{warning}");
+        }
+        assert_eq!(found("[::ffff:127.0.0.77]:80").unwrap().level, Level::Error);
+        for free in ["0.0.0.0:81", "127.0.0.78:80", "[::1]:80"] {
+            assert_eq!(found(free), None, "{free}");
+        }
     }
 }

@@ -138,6 +138,11 @@ pub fn check_change(netlink: &mut Netlink, config: &Config) -> Result<Vec<Findin
     Ok(checks.into_iter().flatten().collect())
 }
 
+/// What of a configuration, new or old, takes the metrics from those who ask for them.
+pub fn check_metrics(config: &Config) -> Vec<Finding> {
+    metrics::check_services(config)
+}
+
 /// Only what a firewall does to packets that are left to the kernel: for when that begins while an instance runs.
 ///
 /// # Errors

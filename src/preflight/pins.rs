@@ -4,7 +4,7 @@ use std::path::Path;
 use super::Finding;
 use super::privileges::Rights;
 use crate::config::Config;
-use crate::dataplane::PinDirState;
+use crate::dataplane::{PinDirState, bpffs_command};
 
 const NAME: &str = "pins";
 
@@ -15,7 +15,8 @@ pub(super) fn check(config: &Config, rights: &Rights) -> Vec<Finding> {
 
 fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
     let shown = dir.display();
-    let parent = dir.parent().unwrap_or(dir).display();
+    let in_dir = dir.parent().unwrap_or(dir);
+    let parent = in_dir.display();
     let error = |message: String, fix: &str| Finding::error(NAME, &message, fix);
     let removed = |command: &str| format!("{command} {shown}, or choose another --pin-dir");
     match state {
@@ -28,11 +29,11 @@ fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
         }
         PinDirState::ToBeMounted => error(
             format!("{parent} is not in a bpffs, and one cannot be mounted without CAP_SYS_ADMIN"),
-            &format!("sudo mount -t bpf bpf {parent}"),
+            &format!("sudo {}", bpffs_command(in_dir)),
         ),
         PinDirState::NoBpffs(parent) => error(
             format!("{} is not in a bpffs, where maps and programs can be pinned", parent.display()),
-            &format!("mount -t bpf bpf {}, or choose a --pin-dir below /sys/fs/bpf", parent.display()),
+            &format!("{}, or choose a --pin-dir below /sys/fs/bpf", bpffs_command(&parent)),
         ),
         PinDirState::Symlink => error(format!("{shown} is a symbolic link, not a directory"), &removed("rm")),
         PinDirState::NotADirectory => error(format!("{shown} is not a directory"), &removed("rm")),
@@ -67,6 +68,6 @@ mod tests {
         assert_eq!(judge(dir, PinDirState::ToBeMounted, true).level, Level::Ok);
         let error = judge(dir, PinDirState::ToBeMounted, false);
         assert_eq!(error.level, Level::Error);
-        assert_eq!(error.fix.as_deref(), Some("sudo mount -t bpf bpf /sys/fs/bpf"));
+        assert_eq!(error.fix.as_deref(), Some("sudo mount -t bpf -o mode=0700 bpf /sys/fs/bpf"));
     }
 }

@@ -1,10 +1,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
-use nix::mount::{MsFlags, mount};
+use anyhow::Result;
 
-use crate::dataplane::set_lro;
+use crate::dataplane::{bpffs_command, mount_bpffs, set_lro};
 use crate::net::write_sysctl;
 
 /// What mends something without harming anything. As text it is the command that does the same.
@@ -35,8 +34,7 @@ impl Remedy {
     pub fn apply(&self) -> Result<()> {
         match self {
             Remedy::Sysctl { name, value } => write_sysctl(name, value),
-            Remedy::MountBpffs(at) => mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), None::<&str>)
-                .with_context(|| format!("could not mount a bpffs at {}", at.display())),
+            Remedy::MountBpffs(at) => mount_bpffs(at),
             Remedy::LroOff(interface) => set_lro(interface, false),
         }
     }
@@ -46,7 +44,7 @@ impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Remedy::Sysctl { name, value } => write!(f, "sysctl -w {name}={value}"),
-            Remedy::MountBpffs(at) => write!(f, "mount -t bpf bpf {}", at.display()),
+            Remedy::MountBpffs(at) => f.write_str(&bpffs_command(at)),
             Remedy::LroOff(interface) => write!(f, "ethtool -K {interface} lro off"),
         }
     }
@@ -59,7 +57,8 @@ mod tests {
     #[test]
     fn a_remedy_is_a_command() {
         assert_eq!(Remedy::sysctl("net.ipv4.ip_forward", "1").to_string(), "sysctl -w net.ipv4.ip_forward=1");
-        assert_eq!(Remedy::MountBpffs("/sys/fs/bpf".into()).to_string(), "mount -t bpf bpf /sys/fs/bpf");
+        let bpffs = Remedy::MountBpffs("/sys/fs/bpf".into());
+        assert_eq!(bpffs.to_string(), "mount -t bpf -o mode=0700 bpf /sys/fs/bpf");
         assert_eq!(Remedy::LroOff("eth0".into()).to_string(), "ethtool -K eth0 lro off");
         let error = Remedy::sysctl("net.ipv4.conf.no-such-if.forwarding", "1").apply().unwrap_err();
         assert!(error.to_string().contains("no-such-if"), "{error:#}");

@@ -4,15 +4,18 @@
 
 mod record;
 mod setting;
+mod undo;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::libc;
 use serde::Serialize;
 
-use crate::dataplane::{Refused, bus_of, channels, driver_of, queues_with_xdp};
+use crate::dataplane::{Refused, bus_of, channels, driver_of, queues_with_xdp, xdp_sends_by_lock};
 use crate::net::{Link, Netlink, irqbalance, irqs_of, online_cpus};
-use record::{Change, Record};
+use record::Record;
 use setting::{Queues, Setting};
+
+pub use undo::undo;
 
 const JIT: &str = "net.core.bpf_jit_enable";
 /// Polls in a row that find nothing before the device may interrupt again.
@@ -78,24 +81,26 @@ type Stage = fn(&Link) -> Result<Vec<Wish>>;
 /// Interrupts come and go with queues: each stage looks when those before it are done.
 const STAGES: [Stage; 5] = [jit, queues, interrupts, coalescing, busy_polling];
 
-/// Makes the host faster for what an interface receives. `dry_run`: only tells.
+/// Makes the host faster for what an interface receives. `dry_run`: only tells. `warn` hears what the change of a setting does
+/// to traffic, before it is made.
 ///
 /// # Errors
 /// When there is no such interface, or what is changed cannot be recorded.
-pub fn tune(interface: &str, dry_run: bool) -> Result<Vec<Step>> {
+pub fn tune(interface: &str, dry_run: bool, warn: &dyn Fn(&str)) -> Result<Vec<Step>> {
     let link = Netlink::open()?.link(interface)?;
     let link = link.with_context(|| format!("there is no interface {interface}"))?;
     let mut record = if dry_run { None } else { Some(Record::open(&link.name, link.index)?) };
     let mut steps = Vec::new();
     for stage in STAGES {
         for wish in stage(&link)? {
-            steps.push(fulfil(&link.name, wish, record.as_mut())?);
+            steps.push(fulfil(&link, wish, record.as_mut(), warn)?);
         }
     }
     Ok(steps)
 }
 
-fn fulfil(interface: &str, wish: Wish, record: Option<&mut Record>) -> Result<Step> {
+fn fulfil(link: &Link, wish: Wish, record: Option<&mut Record>, warn: &dyn Fn(&str)) -> Result<Step> {
+    let interface = &link.name;
     let Wish { setting, value, note } = wish;
     let step = Step {
         name: setting.group(),
@@ -117,28 +122,64 @@ fn fulfil(interface: &str, wish: Wish, record: Option<&mut Record>) -> Result<St
     };
     let step = Step { before: Some(before.clone()), after: Some(before.clone()), ..step };
     if before == value {
+        record.map_or(Ok(()), |record| share(record, &setting, &value))?;
         return Ok(Step { outcome: Outcome::Kept, ..step });
     }
+    warn_of_flap(link, &setting, warn);
     let Some(record) = record else {
         return Ok(Step { after: Some(value), outcome: Outcome::Planned, ..step });
     };
-    let is_first = !record.changes().iter().any(|change| change.setting == setting);
+    change(interface, &setting, value, record, step)
+}
+
+/// Records and makes a change of what is `step.before` now.
+fn change(
+    interface: &str,
+    setting: &Setting,
+    value: String,
+    record: &mut Record,
+    step: Step,
+) -> Result<Step> {
+    let before = step.before.clone().unwrap_or_default();
+    let known = record.changes().iter().find(|change| change.setting == *setting);
+    let former = known.map(|change| change.after.clone());
     // Before it is so: a process that is killed in between leaves a record of what is as it was.
-    record.note(&setting, &before, &value)?;
+    record.note(setting, &before, &value)?;
     match setting.write(interface, &value) {
         Ok(()) => {
             // As the kernel writes it, for the comparison when it is put back.
             let after = setting.read(interface).ok().flatten().unwrap_or(value);
-            record.note(&setting, &before, &after)?;
+            record.note(setting, &before, &after)?;
             Ok(Step { after: Some(after), outcome: Outcome::Changed, ..step })
         }
         Err(error) => {
-            if is_first {
-                record.forget(&setting)?;
+            match former {
+                None => record.forget(setting)?,
+                Some(after) => record.note(setting, &before, &after)?,
             }
             let (outcome, why) = failure(&error);
             Ok(Step { outcome, note: Some(why), ..step })
         }
+    }
+}
+
+/// What the whole host was made for another interface serves this one too: it is put back with the last of them.
+fn share(record: &mut Record, setting: &Setting, now: &str) -> Result<()> {
+    if setting.is_of_interface() || record.changes().iter().any(|change| change.setting == *setting) {
+        return Ok(());
+    }
+    let others = record.others_with(setting)?;
+    let other = others.iter().map(|(_, _, change)| change).find(|change| change.after == now);
+    other.map_or(Ok(()), |change| record.note(setting, &change.before, now))
+}
+
+/// Drivers make their queues anew, and most set the link down for it; with a program on it there is traffic to lose.
+fn warn_of_flap(link: &Link, setting: &Setting, warn: &dyn Fn(&str)) {
+    if matches!(setting, Setting::Queues(_)) && link.xdp.is_some() {
+        warn(&format!(
+            "a program is on {}: to change its queues makes the link flap with most drivers",
+            link.name
+        ));
     }
 }
 
@@ -151,68 +192,6 @@ fn failure(error: &anyhow::Error) -> (Outcome, String) {
         // So does the kernel with interrupts that it manages itself.
         Some(libc::EIO) => (Outcome::Skipped, "the kernel does not let it be changed".to_owned()),
         _ => (Outcome::Failed, format!("{error:#}")),
-    }
-}
-
-/// Puts back what was there before, the last change first. `dry_run`: only tells.
-///
-/// # Errors
-/// When there is no such interface and no record of one, or the record cannot be read.
-pub fn undo(interface: &str, dry_run: bool) -> Result<Vec<Step>> {
-    let link = Netlink::open()?.link(interface)?;
-    let (name, mut record) = match &link {
-        Some(link) => (link.name.as_str(), Record::open(&link.name, link.index)?),
-        None => match Record::of_lost(interface)? {
-            Some(record) => (interface, record),
-            None => bail!("there is no interface {interface}, and nothing is recorded of one"),
-        },
-    };
-    let mut steps = Vec::new();
-    for change in record.changes().to_vec().into_iter().rev() {
-        let step = put_back(name, link.is_some(), &change, dry_run);
-        if !dry_run && step.outcome != Outcome::Failed {
-            record.forget(&change.setting)?;
-        }
-        steps.push(step);
-    }
-    Ok(steps)
-}
-
-fn put_back(interface: &str, is_there: bool, change: &Change, dry_run: bool) -> Step {
-    let Change { setting, before: first, after: ours } = change;
-    let mut step = Step {
-        name: setting.group(),
-        what: setting.what(interface),
-        before: None,
-        after: None,
-        outcome: Outcome::Skipped,
-        note: None,
-    };
-    let now = match setting.read(interface) {
-        Ok(now) if is_there || !setting.is_of_interface() => now,
-        Ok(_) => None,
-        Err(error) => {
-            return Step { outcome: Outcome::Failed, note: Some(format!("{error:#}")), ..step };
-        }
-    };
-    step.before.clone_from(&now);
-    step.after.clone_from(&now);
-    let Some(now) = now else {
-        return Step { note: Some("it is gone".to_owned()), ..step };
-    };
-    if now == *first {
-        return Step { outcome: Outcome::Kept, ..step };
-    }
-    if now != *ours {
-        let note = format!("somebody else made it {now} since it was made {ours}; it was {first} before");
-        return Step { note: Some(note), ..step };
-    }
-    if dry_run {
-        return Step { after: Some(first.clone()), outcome: Outcome::Planned, ..step };
-    }
-    match setting.write(interface, first) {
-        Ok(()) => Step { after: Some(first.clone()), outcome: Outcome::Restored, ..step },
-        Err(error) => Step { outcome: Outcome::Failed, note: Some(format!("{error:#}")), ..step },
     }
 }
 
@@ -242,8 +221,12 @@ fn queues(link: &Link) -> Result<Vec<Wish>> {
     let wish = |queues: Queues| {
         let (_, all) = queues.of(&channels);
         let most = queues_with_xdp(&driver, all);
-        let note =
-            (most < all).then(|| format!("{driver} needs the others of {all} for what a program sends"));
+        let note = if most < all {
+            Some(format!("{driver} needs the others of {all} for what a program sends"))
+        } else {
+            xdp_sends_by_lock(&driver, all)
+                .then(|| format!("{driver} has no queues left for what a program sends, which waits for locks: give the device two for each processor"))
+        };
         (most > 0).then(|| Wish { note, ..Wish::new(Setting::Queues(queues), &most.min(cpus).to_string()) })
     };
     let kinds: &[Queues] =
@@ -291,4 +274,33 @@ fn busy_polling(link: &Link) -> Result<Vec<Wish>> {
         }
     };
     Ok(vec![wish(POLL_AGAIN), wish(DEFER)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_fails_leaves_the_record_as_it_was() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut record = Record::open_in(dir.path(), "eth0", 7)?;
+        // Nobody may write it.
+        let setting = Setting::Sysctl("kernel.ostype".into());
+        let step = Step {
+            name: setting.group(),
+            what: String::new(),
+            before: setting.read("")?,
+            after: None,
+            outcome: Outcome::Skipped,
+            note: None,
+        };
+        let fail = |record: &mut Record| change("eth0", &setting, "Other".into(), record, step.clone());
+        assert_eq!(fail(&mut record)?.outcome, Outcome::Failed);
+        assert!(record.changes().is_empty());
+        record.note(&setting, "First", "Linux")?;
+        let before = record.changes().to_vec();
+        assert_eq!(fail(&mut record)?.outcome, Outcome::Failed);
+        assert_eq!(record.changes(), before, "what it was made last is what it still is");
+        Ok(())
+    }
 }

@@ -34,7 +34,9 @@ struct Content {
 
 /// The record of an interface, held by this process alone.
 pub(super) struct Record {
+    dir: PathBuf,
     path: PathBuf,
+    ifindex: u32,
     content: Content,
     _lock: Flock<File>,
 }
@@ -46,14 +48,13 @@ impl Record {
         Record::open_in(Path::new(DIR), interface, ifindex)
     }
 
-    fn open_in(dir: &Path, interface: &str, ifindex: u32) -> Result<Record> {
+    pub(super) fn open_in(dir: &Path, interface: &str, ifindex: u32) -> Result<Record> {
         let doing = || format!("could not open the record of what is changed in {}", dir.display());
         DirBuilder::new().recursive(true).mode(0o755).create(dir).with_context(doing)?;
         let lock = Flock::lock(File::open(dir).with_context(doing)?, FlockArg::LockExclusive)
             .map_err(|(_, error)| error)
             .with_context(doing)?;
-        let namespace = fs::metadata(OWN_NAMESPACE).with_context(doing)?.ino();
-        let path = dir.join(format!("tune-{namespace}-{ifindex}.json"));
+        let path = dir.join(format!("{}{ifindex}.json", prefix()?));
         let content = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .with_context(|| format!("{} is no record of this program: remove it", path.display()))?,
@@ -61,24 +62,25 @@ impl Record {
             Err(error) => return Err(error).with_context(doing),
         };
         let content = Content { interface: interface.to_owned(), ..content };
-        Ok(Record { path, content, _lock: lock })
+        Ok(Record { dir: dir.to_owned(), path, ifindex, content, _lock: lock })
     }
 
-    /// The record of an interface of this name that is gone.
-    pub(super) fn of_lost(interface: &str) -> Result<Option<Record>> {
-        let namespace =
-            fs::metadata(OWN_NAMESPACE).context("could not look at this network namespace")?.ino();
-        let start = format!("tune-{namespace}-");
-        for entry in fs::read_dir(DIR).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let index = name.strip_prefix(&start).and_then(|rest| rest.strip_suffix(".json"));
-            let Some(ifindex) = index.and_then(|index| index.parse().ok()) else { continue };
-            let content = fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            if content.is_some_and(|content: Content| content.interface == interface) {
-                return Record::open(interface, ifindex).map(Some);
-            }
-        }
-        Ok(None)
+    /// The indices that interfaces of this name had when they were tuned, the last first.
+    pub(super) fn indices_of(interface: &str) -> Result<Vec<u32>> {
+        let mut all = all_in(Path::new(DIR))?;
+        all.retain(|(_, content)| content.interface == interface);
+        Ok(all.into_iter().map(|(ifindex, _)| ifindex).collect())
+    }
+
+    /// What the other records of this network namespace have of a setting, with index and name of the interface.
+    pub(super) fn others_with(&self, setting: &Setting) -> Result<Vec<(u32, String, Change)>> {
+        let mut all = all_in(&self.dir)?;
+        all.retain(|(ifindex, _)| *ifindex != self.ifindex);
+        let with = |(ifindex, content): (u32, Content)| {
+            let change = content.changes.into_iter().find(|change| change.setting == *setting)?;
+            Some((ifindex, content.interface, change))
+        };
+        Ok(all.into_iter().filter_map(with).collect())
     }
 
     pub(super) fn changes(&self) -> &[Change] {
@@ -87,6 +89,7 @@ impl Record {
 
     /// Remembers a change that is about to be made, or what it came to. The first value of a setting stays.
     pub(super) fn note(&mut self, setting: &Setting, before: &str, after: &str) -> Result<()> {
+        let former = self.content.clone();
         let changes = &mut self.content.changes;
         match changes.iter_mut().find(|change| change.setting == *setting) {
             Some(known) => known.after = after.to_owned(),
@@ -96,7 +99,11 @@ impl Record {
                 after: after.to_owned(),
             }),
         }
-        self.write()
+        let written = self.write();
+        if written.is_err() {
+            self.content = former;
+        }
+        written
     }
 
     /// Forgets a change that was put back, or never was made.
@@ -122,6 +129,26 @@ impl Record {
     }
 }
 
+/// How the names of records of this network namespace begin.
+fn prefix() -> Result<String> {
+    let namespace = fs::metadata(OWN_NAMESPACE).context("could not look at this network namespace")?;
+    Ok(format!("tune-{}-", namespace.ino()))
+}
+
+/// The records of this network namespace with the interfaces' indices, the greatest first. What is no record is left out.
+fn all_in(dir: &Path) -> Result<Vec<(u32, Content)>> {
+    let start = prefix()?;
+    let of_file = |entry: fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ifindex = name.strip_prefix(&start)?.strip_suffix(".json")?.parse().ok()?;
+        Some((ifindex, serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?))
+    };
+    let mut all: Vec<(u32, Content)> =
+        fs::read_dir(dir).into_iter().flatten().flatten().filter_map(of_file).collect();
+    all.sort_by_key(|(ifindex, _)| std::cmp::Reverse(*ifindex));
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +165,33 @@ mod tests {
         assert!(Record::open_in(dir.path(), "eth0", 8)?.changes().is_empty(), "another interface");
         open()?.forget(&setting)?;
         assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not_remembered() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut record = Record::open_in(dir.path(), "eth0", 7)?;
+        let setting = Setting::AdaptiveRx;
+        record.note(&setting, "off", "on")?;
+        let before = record.changes().to_vec();
+        // A directory in the place of the file that is to be written.
+        fs::create_dir(record.path.with_extension("new"))?;
+        assert!(record.note(&setting, "off", "other").is_err());
+        assert_eq!(record.changes(), before);
+        Ok(())
+    }
+
+    #[test]
+    fn others_are_those_of_this_namespace() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let setting = Setting::Sysctl("net.core.bpf_jit_enable".into());
+        Record::open_in(dir.path(), "eth0", 7)?.note(&setting, "0", "1")?;
+        fs::copy(dir.path().join(format!("{}7.json", prefix()?)), dir.path().join("tune-1-9.json"))?;
+        assert!(Record::open_in(dir.path(), "eth0", 7)?.others_with(&setting)?.is_empty());
+        let others = Record::open_in(dir.path(), "eth1", 8)?.others_with(&setting)?;
+        let names: Vec<(u32, &str)> = others.iter().map(|(index, name, _)| (*index, name.as_str())).collect();
+        assert_eq!(names, [(7, "eth0")]);
         Ok(())
     }
 }

@@ -1,12 +1,15 @@
 //! One thing that can be set, with a value as text.
 
 use std::fmt;
+use std::fs;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::{Channels, adaptive_rx, channels, set_adaptive_rx, set_channels};
 use crate::net::{Irq, device_setting, read_sysctl, set_device_setting, sysctl_path, write_sysctl};
+
+const INTERRUPTS: &str = "/proc/interrupts";
 
 /// What can be set, of the interface that is tuned or of the whole host. Its JSON is in the records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +57,12 @@ impl Setting {
             Setting::Queues(queues) => {
                 Ok(channels(interface)?.map(|channels| queues.of(&channels).0.to_string()))
             }
-            Setting::Irq { number, .. } => Ok(Irq::affinity(*number).ok()),
+            Setting::Irq { number, name } => {
+                let text =
+                    fs::read_to_string(INTERRUPTS).with_context(|| format!("could not read {INTERRUPTS}"))?;
+                let is_it = name_of_interrupt(&text, *number) == Some(name);
+                Ok(if is_it { Irq::affinity(*number).ok() } else { None })
+            }
             Setting::AdaptiveRx => Ok(adaptive_rx(interface)?.map(on)),
             Setting::Device(name) => device_setting(interface, name),
         }
@@ -111,6 +119,13 @@ impl Setting {
     }
 }
 
+/// The last word of its line, which is what [`Irq`] has as a name.
+fn name_of_interrupt(text: &str, number: u32) -> Option<&str> {
+    let of_line =
+        |line: &'_ str| line.split_once(':').is_some_and(|(first, _)| first.trim().parse() == Ok(number));
+    text.lines().find(|line| of_line(line))?.split_whitespace().last()
+}
+
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -119,5 +134,18 @@ impl fmt::Display for Setting {
             Setting::Irq { number, name } => write!(f, "processors of interrupt {number} ({name})"),
             Setting::AdaptiveRx => f.write_str("adaptive-rx"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_is_known_by_number_and_name() {
+        let text = "      CPU0\n  7:  1  IO-APIC 7-edge  old\n 71:  1  PCI-MSI 1-edge  eth0-rx-0\nNMI:  0  Non-maskable\n";
+        assert_eq!(name_of_interrupt(text, 71), Some("eth0-rx-0"));
+        assert_eq!(name_of_interrupt(text, 7), Some("old"));
+        assert_eq!(name_of_interrupt(text, 1), None);
     }
 }

@@ -15,6 +15,7 @@ use crate::dataplane::left::{Left, TableSet};
 use crate::dataplane::load::{load, table_shapes};
 use crate::dataplane::mapped::Rows;
 use crate::dataplane::nexthops::NextHops;
+use crate::dataplane::retirement::Retirement;
 use crate::dataplane::rings::RingArena;
 use crate::dataplane::tables::{ABI, CONFIGURATION, Tables, shape_of};
 use crate::dataplane::types::{lb_bucket, lb_settings};
@@ -50,6 +51,7 @@ impl Plane {
             plane.left = left.links;
             return Ok((plane, TakeOver::Lost { abi, confirmed }, steps));
         };
+        resume_retirement(set)?;
         let mut usage = Usage::none();
         let mut tables: Vec<(u32, Rows<lb_bucket>)> = Vec::new();
         for other in left.sets.iter().filter(|set| set.is_usable()) {
@@ -171,6 +173,19 @@ impl Plane {
 pub(super) fn rows_of<T: plain::Plain + Copy>(set: &TableSet, name: &str) -> Result<Rows<T>> {
     let map = set.maps.get(name).with_context(|| format!("the table {name} is missing"))?;
     Rows::map(MapHandle::try_from(map).with_context(|| format!("could not take hold of the table {name}"))?)
+}
+
+/// Ends what the instance before was killed in: what a row of a backend that is gone counted would be there twice. A set of
+/// another version may have no notes of it.
+fn resume_retirement(set: &TableSet) -> Result<()> {
+    let (Some(counters), Ok(history)) = (set.maps.get("backend_counters"), rows_of(set, "history")) else {
+        return Ok(());
+    };
+    let (Ok(events), Ok(checks)) = (rows_of(set, "backend_events"), rows_of(set, "backend_checks")) else {
+        return Ok(());
+    };
+    let retirement = Retirement { counters, events: &events, checks: &checks, history: &history };
+    retirement.resume().context("could not add what a removed backend counted to the totals")
 }
 
 /// The tables that fit a program of this version and this capacity.

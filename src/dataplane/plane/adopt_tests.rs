@@ -1,9 +1,10 @@
 use std::net::SocketAddrV4;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use libbpf_rs::{MapCore as _, MapFlags};
+use libbpf_rs::{MapCore as _, MapFlags, MapInfo};
 
 use super::*;
 use crate::dataplane::affinity::Client;
@@ -12,6 +13,7 @@ use crate::dataplane::connections::State;
 use crate::dataplane::directory::addr_of;
 use crate::dataplane::nexthops::NextHop;
 use crate::dataplane::pin::PinDir;
+use crate::dataplane::retirement::{of_cpus, set_of_cpus};
 use crate::dataplane::tables::as_bytes;
 use crate::dataplane::types::{
     lb_affinity, lb_affinity_key, lb_backend_checks, lb_backend_counters, lb_backend_events, lb_history,
@@ -264,10 +266,10 @@ fn root_a_start_killed_before_it_published_leaves_no_rows() {
 
 /// Gives a row figures of each kind, as packets and checks do.
 fn count_something(plane: &Plane, index: u16, figure: u64) {
-    let cpus = plane.tables.backend_counters_of_cpus(index).unwrap().len();
+    let cpus = of_cpus(&plane.tables.backend_counters, index).unwrap().len();
     let counters = lb_backend_counters { connections: figure, ..Default::default() };
     let values = vec![as_bytes(&counters).to_vec(); cpus];
-    plane.tables.set_backend_counters(index, &values).unwrap();
+    set_of_cpus(&plane.tables.backend_counters, index, &values).unwrap();
     let events = lb_backend_events { closed: figure, rsts: figure + 1, ..Default::default() };
     plane.tables.backend_events.set(index.into(), events).unwrap();
     let checks = lb_backend_checks { passed: figure, failed: figure + 1, ..Default::default() };
@@ -276,7 +278,7 @@ fn count_something(plane: &Plane, index: u16, figure: u64) {
 
 /// Connections for each CPU; connections that were closed, segments with RST; checks passed and failed.
 fn counted(plane: &Plane, index: u16) -> [u64; 5] {
-    let cpus = plane.tables.backend_counters_of_cpus(index).unwrap().len() as u64;
+    let cpus = of_cpus(&plane.tables.backend_counters, index).unwrap().len() as u64;
     let connections = plane.tables.backend_counters(index).unwrap().connections;
     let events = plane.tables.backend_events.get(index.into()).unwrap();
     let checks = plane.tables.backend_checks.get(index.into()).unwrap();
@@ -302,11 +304,23 @@ fn root_what_was_counted_is_taken_over() {
         let (first, _) = start(pins, 1000);
         count_something(&first, 0, 100);
         count_something(&first, 1, 7);
-        first.tables.history.set(0, lb_history { reloads: 3, ..Default::default() }).unwrap();
+        // Killed while it gave back row 9, which is in the sums already.
+        count_something(&first, 9, 5);
+        let info = MapInfo::new(first.tables.backend_counters.as_fd()).unwrap().info;
+        let sum = |row| of_cpus(&first.tables.backend_counters, row).unwrap().concat();
+        let words = sum(0).chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap())).sum();
+        let (retiring, retiring_in) = (9, info.id.into());
+        let history =
+            lb_history { reloads: 3, retiring, retiring_in, retired_sum: words, ..Default::default() };
+        first.tables.history.set(0, history).unwrap();
+        first.tables.backend_events.set(9, Default::default()).unwrap();
+        first.tables.backend_checks.set(9, Default::default()).unwrap();
         drop(first);
         let expect = |plane: &Plane, how: &str| {
             assert_eq!(counted(plane, 0), [100, 100, 101, 100, 101], "{how}: what is gone");
             assert_eq!(counted(plane, 1), [7, 7, 8, 7, 8], "{how}");
+            assert_eq!(counted(plane, 9)[..2], [0, 0], "{how}");
+            assert_eq!(plane.tables.retirements(), Some(1), "{how}");
             assert_eq!(plane.tables.history.get(0).unwrap().reloads, 3, "{how}");
         };
         let (second, how) = start(pins, 1000);

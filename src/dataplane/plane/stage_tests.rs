@@ -4,6 +4,7 @@ use std::net::SocketAddrV4;
 use libbpf_rs::{MapCore as _, MapFlags};
 
 use super::*;
+use crate::dataplane::retirement::{of_cpus, set_of_cpus};
 use crate::dataplane::tables::as_bytes;
 use crate::dataplane::types::{
     lb_backend_checks, lb_backend_counters, lb_backend_events, lb_backend_state as state,
@@ -198,9 +199,9 @@ fn root_figures_of_free_rows_are_not_lost() {
             plane.tables.backend_counters(row).unwrap(),
         )
     };
-    let cpus = plane.tables.backend_counters_of_cpus(free).unwrap().len();
+    let cpus = of_cpus(&plane.tables.backend_counters, free).unwrap().len();
     let counters = lb_backend_counters { connections: 4, ..Default::default() };
-    plane.tables.set_backend_counters(free, &vec![as_bytes(&counters).to_vec(); cpus]).unwrap();
+    set_of_cpus(&plane.tables.backend_counters, free, &vec![as_bytes(&counters).to_vec(); cpus]).unwrap();
     let mut events = lb_backend_events { closed: 5, ..Default::default() };
     events.handshake.bucket[15] = 6;
     plane.tables.backend_events.set(free.into(), events).unwrap();

@@ -109,7 +109,7 @@ pub fn examine(netlink: &mut Netlink, patient: &Patient) -> Result<Vec<Finding>>
     findings.extend(hardware::check(&scene, config)?);
     findings.extend(instance::programs(&scene, state, programs::check(&scene, config)));
     findings.extend(scene.delivery());
-    findings.extend(stack::forwarding());
+    findings.extend(stack::forwarding(is_there));
     findings.extend(sysctls::check(&scene, is_there));
     if !config.services.is_empty() {
         findings.extend(backends::check(&scene, config));

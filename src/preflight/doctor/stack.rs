@@ -6,21 +6,22 @@ use crate::preflight::{Finding, Level, Remedy, Scene, firewall};
 
 const FORWARD: &str = "net.ipv4.ip_forward";
 
-pub(super) fn forwarding() -> Option<Finding> {
-    Some(judge(&read_sysctl(FORWARD).ok()?))
+/// `is_there`: there is an instance that it is for. A host without one is made a router by its operator only.
+pub(super) fn forwarding(is_there: bool) -> Option<Finding> {
+    Some(judge(&read_sysctl(FORWARD).ok()?, is_there))
 }
 
-fn judge(value: &str) -> Finding {
+fn judge(value: &str, is_there: bool) -> Finding {
     const NAME: &str = "ip-forward";
     match value {
-        "0" => Finding::mendable(
-            NAME,
-            &format!(
+        "0" => {
+            let message = format!(
                 "{FORWARD} is 0: what is left to the kernel, as all that goes to a neighbour not resolved yet, is dropped where \
                  an interface does not forward by itself"
-            ),
-            Remedy::sysctl(FORWARD, "1"),
-        ),
+            );
+            let finding = Finding::mendable(NAME, &message, Remedy::sysctl(FORWARD, "1"));
+            Finding { remedy: finding.remedy.filter(|_| is_there), ..finding }
+        }
         _ => Finding::ok(NAME, &format!("the kernel forwards what is left to it ({FORWARD} = {value})")),
     }
 }
@@ -46,12 +47,15 @@ mod tests {
 
     #[test]
     fn forwarding_matters_always() {
-        let off = judge("0");
+        let off = judge("0", true);
         assert_eq!(
             (off.level, off.fix.as_deref()),
             (Level::Warning, Some("sysctl -w net.ipv4.ip_forward=1"))
         );
         assert!(off.message.starts_with("net.ipv4.ip_forward is 0"));
-        assert_eq!(judge("1").level, Level::Ok);
+        assert_eq!(off.remedy, Some(Remedy::sysctl(FORWARD, "1")));
+        let without = judge("0", false);
+        assert_eq!(without, Finding { remedy: None, ..off }, "the same, but nobody asked for a router");
+        assert_eq!(judge("1", true).level, Level::Ok);
     }
 }
