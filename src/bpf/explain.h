@@ -41,9 +41,12 @@ static __always_inline void lb_explain_least(__u16 backend)
 
 static __always_inline void lb_explain_refusal(__u16 backend, __u16 reason)
 {
-	__u32 at = lb_explained.refusals;
+	__u32 at;
 
-	if (!lb_profile.explain || at >= sizeof(lb_explained.refusal) / sizeof(lb_explained.refusal[0]))
+	if (!lb_profile.explain)
+		return;
+	at = lb_explained.refusals;
+	if (at >= sizeof(lb_explained.refusal) / sizeof(lb_explained.refusal[0]))
 		return;
 	lb_explained.refusal[at].backend = backend;
 	lb_explained.refusal[at].reason = reason;

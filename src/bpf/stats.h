@@ -54,7 +54,7 @@ static __always_inline int lb_exit(struct xdp_md *ctx, const struct lb_packet *p
 		lb_explain_end(reason, reason >> LB_REASON_BITS == LB_CLASS_SENT ? pkt->out_ifindex : 0);
 	} else {
 		lb_count_reason(pkt, reason);
-		if (pkt->backend && reason >> LB_REASON_BITS <= LB_CLASS_STACK)
+		if (reason >> LB_REASON_BITS <= LB_CLASS_STACK)
 			lb_count_backend(pkt);
 		if (pkt->events)
 			lb_exit_notes(ctx, pkt, reason);
