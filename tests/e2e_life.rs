@@ -286,8 +286,10 @@ fn root_pins_elsewhere() -> Result<()> {
         let pin_dir_text = pin_dir.display().to_string();
         let status = lab.run("lb", XDP_LB, &["status", "--pin-dir", &pin_dir_text])?;
         assert!(status.contains("10.0.0.10:8080"), "{status}");
-        // In the usual place there is nobody: where nothing else is said, the only one is meant.
-        assert_eq!(lab.run("lb", XDP_LB, &["status"])?, status);
+        // In the usual place there is nobody: where nothing else is said, the only one is meant. What is
+        // passed on, as the neighbours' questions, goes on being counted between the two.
+        let balanced = |status: &str| status.split("passed on").next().unwrap_or_default().to_owned();
+        assert_eq!(balanced(&lab.run("lb", XDP_LB, &["status"])?), balanced(&status));
         let usual = lab.command("lb", XDP_LB)?.args(["status", "--pin-dir", PIN_DIR]).output()?;
         let said = String::from_utf8_lossy(&usual.stderr);
         assert_eq!(usual.status.code(), Some(1), "{said}");
