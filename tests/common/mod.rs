@@ -16,6 +16,7 @@ pub mod networks;
 pub mod newcomers;
 pub mod pinned;
 pub mod promql;
+pub mod resets;
 pub mod servers;
 pub mod terminal;
 
