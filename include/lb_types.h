@@ -222,7 +222,8 @@ struct lb_backend_checks {
 	struct lb_histogram duration;
 	__u64 passed;
 	__u64 failed;
-	__u64 reserved[5];
+	__u64 unchecked;	/* that this host could not make */
+	__u64 reserved[4];
 };
 
 /* When a handshake began: tag 32 | microseconds 32. Lossy: where two share a row the earlier one is not measured. */

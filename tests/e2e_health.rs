@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::clients::KeepAlive;
-use common::eventually;
 use common::live::{self, Visit, Visits, ask, start, state, three_backends, write};
+use common::metrics::{METRICS, Scrape, status};
 use common::netns::{Lab, in_lab};
 use common::networks::{VIP, two_arms};
 use common::servers::{HTTP, WHICH, dnsmasq_everywhere, nginx, nginx_everywhere};
+use common::{eventually, within};
 use nix::sys::signal::Signal;
 
 /// A loaded machine takes its time, and so do a process that is killed and the one that measures it; a build for tests more.
@@ -289,6 +290,60 @@ fn root_a_dead_backend_stays_down_whatever_is_done_meanwhile() -> Result<()> {
             "{:?}",
             all.iter().find(|visit| visit.outcome.is_err())
         );
+        Ok(())
+    })
+}
+
+/// Backends that this host cannot reach take no new connections, whoever is to blame for that; those that live go on.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_an_interface_that_is_down_takes_its_backends_down() -> Result<()> {
+    const DOWN: &str = "link set eth1 down";
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let health = "{ type = \"http\", interval = \"400ms\", timeout = \"200ms\" }";
+        write(lab, &format!("metrics = \"{METRICS}\"\n{}", web(health, "")))?;
+        let lb = start(lab)?;
+        let ready = || Ok::<_, anyhow::Error>(status(lab, "/readyz")?.0);
+        let healthy = || Ok::<_, anyhow::Error>(Scrape::take(lab)?.sum("xdp_lb_backend_health", ""));
+        let mut held = KeepAlive::open_many(lab, VIP, 80, 3)?;
+        let servers: Vec<String> = held.iter_mut().map(KeepAlive::ask).collect::<Result<_>>()?;
+        assert_eq!((ready()?, healthy()?), (200, 3.0));
+
+        lab.ip("lb", DOWN)?;
+        // 10 % of jitter.
+        let limit = |checks: u32| Duration::from_millis(440) * checks + SLACK;
+        within(limit(3), "no backend is there", || (ready().ok()? == 503).then_some(()));
+        let (code, said) = status(lab, "/readyz")?;
+        assert!(
+            code == 503 && said.contains("no backend takes new connections of the services web/tcp"),
+            "{said}"
+        );
+        eventually("all are unhealthy", || (healthy().ok()? == 0.0).then_some(()));
+        for address in ["10.0.0.10:8080", "10.0.0.11:8080", "10.0.0.12:8080"] {
+            assert_eq!(state(lab, address)?, "down");
+            let told = format!(
+                "service web: backend {address} is down after 3 failed checks: network is unreachable"
+            );
+            eventually(&told, || lb.process.stderr().contains(&told).then_some(()));
+        }
+        let log = lb.process.stderr();
+        assert!(log.contains("its live TCP connections go on") && !log.contains("could not check"), "{log}");
+
+        lab.ip("lb", "link set eth1 up")?;
+        within(limit(3), "all are back", || (healthy().ok()? == 3.0).then_some(()));
+        assert_eq!(ready()?, 200);
+        for (held, server) in held.iter_mut().zip(&servers) {
+            assert_eq!(&held.ask_within(Duration::from_secs(5))?, server, "where it was");
+        }
+
+        // `fall` bounds what a flap may do: this one is over before the third check.
+        lab.ip("lb", DOWN)?;
+        sleep(Duration::from_millis(300));
+        lab.ip("lb", "link set eth1 up")?;
+        sleep(Duration::from_secs(1));
+        assert_eq!(lb.process.stderr().matches("is down after").count(), 3, "{}", lb.process.stderr());
         Ok(())
     })
 }

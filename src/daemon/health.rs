@@ -35,6 +35,7 @@ fn figures_of(stats: &Stats) -> HealthFigures {
         up: Some(stats.up),
         checks: stats.checks,
         failures: stats.failures,
+        unchecked: stats.unchecked,
         failure_rate: stats.recent_failure_rate(),
         last_change: stats.changed.map(seconds),
         last_error: stats.last_error.as_ref().map(|(failure, _)| failure.to_string()),

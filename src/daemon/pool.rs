@@ -11,7 +11,7 @@ use anyhow::Result;
 use super::ramp;
 use crate::config::Config;
 use crate::dataplane::{BackendId, CheckTally, Condition, Plane};
-use crate::health::{Checked, Checker, Event, Failure, Stats, Target};
+use crate::health::{Checked, Checker, Event, Failure, Stats, Target, Verdict};
 use crate::model::{AdminState, OnDown, Probe, Weight};
 
 /// How often [`Pool::tick`] should be called.
@@ -64,8 +64,14 @@ impl Pool {
     pub fn new(report: impl Fn(Event) + Send + 'static) -> Result<Pool> {
         let tallies = Tallies::default();
         let told = tallies.clone();
-        let count = move |Checked { id, passed, took }| {
-            told.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().add(passed, took);
+        let count = move |Checked { id, result }| {
+            let mut tallies = told.lock().unwrap_or_else(PoisonError::into_inner);
+            let tally = tallies.entry(id).or_default();
+            match result {
+                Verdict::Passed(took) => tally.add(true, took),
+                Verdict::Failed(took) => tally.add(false, took),
+                Verdict::Unchecked => tally.unchecked += 1,
+            }
         };
         Ok(Pool {
             checker: Checker::start_counted(report, count)?,

@@ -50,7 +50,9 @@ pub struct CheckTally {
     pub passed: u64,
     /// Checks that it failed.
     pub failed: u64,
-    /// How long both took.
+    /// Checks that this host could not make.
+    pub unchecked: u64,
+    /// How long the first two took.
     pub durations: Histogram,
 }
 
@@ -77,6 +79,7 @@ impl Checks<'_> {
             (duration + offset_of!(lb_histogram, microseconds), tally.durations.microseconds),
             (offset_of!(lb_backend_checks, passed), tally.passed),
             (offset_of!(lb_backend_checks, failed), tally.failed),
+            (offset_of!(lb_backend_checks, unchecked), tally.unchecked),
         ];
         for (offset, count) in buckets.chain(others).filter(|(_, count)| *count > 0) {
             if let Some(word) = self.0.word(usize::from(backend), offset) {
@@ -111,10 +114,12 @@ mod tests {
         tally.add(true, Duration::from_micros(64));
         tally.add(true, Duration::from_micros(65));
         tally.add(false, Duration::from_secs(3));
+        tally.unchecked = 5;
         Checks(&rows).add(2, &tally);
         Checks(&rows).add(2, &tally);
         let row = rows.get(2).unwrap();
-        assert_eq!((row.passed, row.failed, row.duration.microseconds), (4, 2, 2 * 3_000_129));
+        assert_eq!((row.passed, row.failed, row.unchecked), (4, 2, 10));
+        assert_eq!(row.duration.microseconds, 2 * 3_000_129);
         assert_eq!((row.duration.bucket[0], row.duration.bucket[1], row.duration.bucket[15]), (2, 2, 2));
         assert_eq!(Histogram::from(&row.duration).count(), 6);
         assert_eq!(rows.get(1).unwrap().passed, 0);

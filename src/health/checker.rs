@@ -33,15 +33,24 @@ pub enum Event {
     },
 }
 
-/// A check that came to a result.
+/// A check that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checked {
     /// That of the target.
     pub id: u64,
-    /// Whether the answer was good.
-    pub passed: bool,
-    /// How long it took, or until it failed.
-    pub took: Duration,
+    /// What came of it.
+    pub result: Verdict,
+}
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The answer was good, and took so long.
+    Passed(Duration),
+    /// It failed after so long.
+    Failed(Duration),
+    /// This host could not ask.
+    Unchecked,
 }
 
 /// Whoever is told of what.

@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-pub use checker::{Checked, Checker, Event};
+pub use checker::{Checked, Checker, Event, Verdict};
 pub use state::{Change, State, Stats};
 
 use crate::model::Health;

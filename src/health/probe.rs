@@ -22,7 +22,7 @@ pub(super) enum Outcome {
     Good(Duration),
     /// The backend is to blame.
     Failed(Failure),
-    /// This host is to blame: that says nothing about the backend.
+    /// This host could not ask: that says nothing about the backend.
     Unchecked(String),
 }
 
@@ -149,11 +149,11 @@ impl From<io::Error> for Trouble {
                 Trouble::Failure(Failure::Refused(errno.desc().to_lowercase()))
             }
             ETIMEDOUT => Trouble::Silence,
-            // Mostly ARP without an answer: nobody has said no.
-            EHOSTUNREACH => Trouble::bad(errno.desc().to_lowercase()),
-            // No route, as when an interface of this host is down.
-            ENETUNREACH | EMFILE | ENFILE | ENOBUFS | ENOMEM | EADDRNOTAVAIL | EADDRINUSE | ENETDOWN
-            | EPERM | EACCES | EAGAIN | EINVAL => Trouble::Local(errno.desc().to_lowercase()),
+            // Mostly ARP without an answer, or an interface of this host that is down: nobody has said no, but what
+            // this host cannot reach its packets cannot reach either, whoever is to blame.
+            EHOSTUNREACH | ENETUNREACH | ENETDOWN => Trouble::bad(errno.desc().to_lowercase()),
+            EMFILE | ENFILE | ENOBUFS | ENOMEM | EADDRNOTAVAIL | EADDRINUSE | EPERM | EACCES | EAGAIN
+            | EINVAL => Trouble::Local(errno.desc().to_lowercase()),
             _ => Trouble::bad(errno.desc().to_lowercase()),
         }
     }
@@ -174,15 +174,10 @@ mod tests {
         };
         assert_eq!(refused, Failure::Refused("connection refused".into()));
         assert!(matches!(of(Errno::ECONNRESET), Outcome::Failed(Failure::Refused(_))));
-        assert!(matches!(of(Errno::EHOSTUNREACH), Outcome::Failed(Failure::Bad(_))));
-        for errno in [
-            Errno::ENETUNREACH,
-            Errno::EMFILE,
-            Errno::EADDRNOTAVAIL,
-            Errno::ENETDOWN,
-            Errno::ENOBUFS,
-            Errno::EPERM,
-        ] {
+        for errno in [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::ENETDOWN] {
+            assert!(matches!(of(errno), Outcome::Failed(Failure::Bad(_))), "{errno}");
+        }
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::EADDRNOTAVAIL, Errno::ENOBUFS, Errno::EPERM] {
             assert!(matches!(of(errno), Outcome::Unchecked(_)), "{errno}");
         }
         let three = Duration::from_secs(3);

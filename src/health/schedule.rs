@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::checker::{Checked, Listeners};
+use super::checker::{Checked, Listeners, Verdict};
 use super::probe::{Outcome, Plan};
 use super::tls::Trust;
 use super::{Change, Event, Failure, State, Stats, Target};
@@ -278,14 +278,12 @@ impl Schedule {
             }
         }
         entry.excused = false;
-        let took = match &outcome {
-            Outcome::Good(latency) => Some((true, *latency)),
-            Outcome::Failed(_) => Some((false, now.duration_since(began))),
-            Outcome::Unchecked(_) => None,
+        let result = match &outcome {
+            Outcome::Good(latency) => Verdict::Passed(*latency),
+            Outcome::Failed(_) => Verdict::Failed(now.duration_since(began)),
+            Outcome::Unchecked(_) => Verdict::Unchecked,
         };
-        if let Some((passed, took)) = took {
-            (self.listeners.checks)(Checked { id, passed, took });
-        }
+        (self.listeners.checks)(Checked { id, result });
         let mut local = None;
         let change = match outcome {
             Outcome::Good(latency) => {

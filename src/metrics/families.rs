@@ -234,11 +234,13 @@ fn events(out: &mut Exposition, rows: &[Row]) {
 }
 
 fn checks(out: &mut Exposition, snapshot: &Snapshot, rows: &[Row]) {
-    let help = "Health checks that came to a result.";
+    let help = "Health checks by their result; unchecked are those that this host could not make.";
     let mut family = out.family("xdp_lb_health_checks_total", Kind::Counter, help);
-    for Row { labels, figures: GoneFigures { checks: CheckFigures { passed, failed, .. }, .. }, .. } in rows {
-        family.sample_with(labels, ("result", "passed"), *passed);
-        family.sample_with(labels, ("result", "failed"), *failed);
+    for Row { labels, figures, .. } in rows {
+        let CheckFigures { passed, failed, unchecked, .. } = figures.checks;
+        for (result, count) in [("passed", passed), ("failed", failed), ("unchecked", unchecked)] {
+            family.sample_with(labels, ("result", result), count);
+        }
     }
     let labels = |service: &str, protocol: &str| Labels::new(&[("service", service), ("protocol", protocol)]);
     let mut durations: Vec<(Labels, Histogram)> =

@@ -15,7 +15,7 @@ fn backend(address: &str, state: &str, connections: u64) -> BackendFigures {
         to_backend: counter,
         to_client: counter,
         events,
-        checks: CheckFigures { passed: connections, ..CheckFigures::default() },
+        checks: CheckFigures { passed: connections, unchecked: 1, ..CheckFigures::default() },
         health: None,
     }
 }
@@ -57,6 +57,7 @@ fn a_backend_that_was_removed_and_added_again_is_one_series() {
     has(&text, &format!("xdp_lb_packets_total{labels},direction=\"to_client\"}} 70"));
     has(&text, &format!("xdp_lb_connections{labels}}} 2"));
     has(&text, &format!("xdp_lb_health_checks_total{labels},result=\"passed\"}} 7"));
+    has(&text, &format!("xdp_lb_health_checks_total{labels},result=\"unchecked\"}} 2"));
     has(&text, &format!("xdp_lb_backend_weight{labels}}} 7"));
     has(&text, &format!("xdp_lb_backend_up{labels}}} 0"));
     has(&text, &format!("xdp_lb_backend_disabled{labels}}} 1"));

@@ -52,7 +52,10 @@ pub struct CheckFigures {
     pub passed: u64,
     /// Checks that it failed.
     pub failed: u64,
-    /// How long both took.
+    /// Checks that this host could not make, as without a file to open: they say nothing about the backend.
+    #[serde(default)]
+    pub unchecked: u64,
+    /// How long the first two took.
     pub durations: Histogram,
 }
 
@@ -61,6 +64,7 @@ impl CheckFigures {
     pub fn add(&mut self, other: &CheckFigures) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.unchecked += other.unchecked;
         self.durations.add(&other.durations);
     }
 }
@@ -145,6 +149,9 @@ pub struct HealthFigures {
     pub checks: u64,
     /// Those of them that failed.
     pub failures: u64,
+    /// Checks that this host could not make.
+    #[serde(default)]
+    pub unchecked: u64,
     /// Which part of the last 100 checks failed, 0 to 1.
     pub failure_rate: f64,
     /// When it last went up or down, in seconds since 1970.
@@ -284,7 +291,12 @@ fn events(tables: &Tables, index: u16) -> Result<BackendEvents> {
 fn checks(tables: &Tables, index: u16) -> Result<CheckFigures> {
     let row = tables.backend_checks.get(usize::from(index));
     let row = row.with_context(|| format!("there are no checks of backend {index}"))?;
-    Ok(CheckFigures { passed: row.passed, failed: row.failed, durations: Histogram::from(&row.duration) })
+    Ok(CheckFigures {
+        passed: row.passed,
+        failed: row.failed,
+        unchecked: row.unchecked,
+        durations: Histogram::from(&row.duration),
+    })
 }
 
 fn history(tables: &Tables) -> Result<HistoryFigures> {
