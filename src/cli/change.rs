@@ -2,19 +2,19 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
 use super::Instance;
 use super::show::print;
 use super::source::process;
 use super::wait::{Waited, wait};
-use crate::control::{Ask, Done};
+use crate::control::{Ask, ClientError, Done};
 
 /// Has an instance change something, and says what it did. False if it was not waited for until the end.
 pub fn change(ask: &Ask, waits: bool, instance: &Instance) -> Result<bool> {
     let client = process(instance)?;
-    let done = client.change(ask)?;
+    let done = client.change(ask).map_err(unanswered)?;
     if waits && !instance.json {
         print(&Value::Null, false, |_| text(&done))?;
     }
@@ -24,6 +24,16 @@ pub fn change(ask: &Ask, waits: bool, instance: &Instance) -> Result<bool> {
         _ => print(&answer(&done, waited.as_ref())?, instance.json, |_| text(&done))?,
     }
     Ok(waited.is_none_or(|waited| waited.is_over()))
+}
+
+/// What was asked for is with the process, which may carry it out when nobody waits any more.
+fn unanswered(error: ClientError) -> anyhow::Error {
+    match error {
+        ClientError::Silent(..) => anyhow!(
+            "{error}: it may still do what it was asked for once it goes on; look (xdp-lb status) before asking again"
+        ),
+        error => error.into(),
+    }
 }
 
 fn answer(done: &Done, waited: Option<&Waited>) -> Result<Value> {

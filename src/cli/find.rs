@@ -2,18 +2,24 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::source::has_pins;
 use super::{Command, Instance, Named};
 use crate::config;
 use crate::control::{Client, ClientError};
+
+/// How long the process may take to tell where its pins are.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// The command with the instance that it is for.
 ///
 /// # Errors
 /// Several instances run, and none of them is the usual one.
 pub fn find(mut command: Command) -> Result<Command> {
+    let looks = !matches!(command, Command::Change { .. });
     let (instance, by_pins) = match &mut command {
         Command::Show(_, instance) | Command::Top(_, instance) | Command::Change { instance, .. } => {
             (instance, false)
@@ -24,7 +30,7 @@ pub fn find(mut command: Command) -> Result<Command> {
         _ => return Ok(command),
     };
     match instance.named {
-        Named::No if !runs(instance) => only(instance)?,
+        Named::No if !runs(instance) => only(instance, looks)?,
         Named::Socket if by_pins => instance.pin_dir = pins_of(&instance.socket)?,
         _ => {}
     }
@@ -36,12 +42,14 @@ fn runs(instance: &Instance) -> bool {
     !matches!(Client::connect(&instance.socket), Err(ClientError::NoInstance(_)))
 }
 
-/// Makes it the only one that runs, if there is one.
-fn only(instance: &mut Instance) -> Result<()> {
+/// Makes it the only one that runs, if there is one. Only who looks may have to do with its pins.
+fn only(instance: &mut Instance, looks: bool) -> Result<()> {
     match &others(&instance.socket)[..] {
         [] => {}
         [socket] => {
-            instance.pin_dir = pins_of(socket)?;
+            if looks {
+                instance.pin_dir = pins_of(socket)?;
+            }
             instance.socket.clone_from(socket);
         }
         several => {
@@ -52,11 +60,21 @@ fn only(instance: &mut Instance) -> Result<()> {
     Ok(())
 }
 
-/// Where the instance that listens at a socket has its pins.
+/// Where the instance that listens at a socket has its pins. Of one that does not answer: where they are by default.
 fn pins_of(socket: &Path) -> Result<PathBuf> {
-    let asking = || format!("could not ask the instance at {} for its pins", socket.display());
-    let text = Client::connect(socket).and_then(|client| client.config()).with_context(asking)?;
+    let asking =
+        || format!("could not ask the instance at {} for its pins (--pin-dir names them)", socket.display());
+    let text = match Client::connect(socket).and_then(|client| client.patient(PATIENCE).config()) {
+        Err(error @ ClientError::Silent(..)) => return usual_pins(socket).ok_or(error).with_context(asking),
+        answer => answer.with_context(asking)?,
+    };
     Ok(config::parse(&text, Path::new("the running configuration")).with_context(asking)?.pin_dir)
+}
+
+/// The pins of an instance whose socket is where it is by default, if they are there.
+pub(super) fn usual_pins(socket: &Path) -> Option<PathBuf> {
+    let pin_dir = Path::new(config::DEFAULT_PIN_DIR).with_file_name(socket.file_stem()?);
+    (config::default_socket(&pin_dir) == socket && has_pins(&pin_dir)).then_some(pin_dir)
 }
 
 /// The sockets beside a usual one that somebody listens at.
@@ -66,7 +84,7 @@ pub(super) fn others(usual: &Path) -> Vec<PathBuf> {
     let mut live: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(is_other)
-        .filter(|path| Client::connect(path).is_ok())
+        .filter(|path| matches!(Client::connect(path), Ok(_) | Err(ClientError::Silent(..))))
         .collect();
     live.sort();
     live

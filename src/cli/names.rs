@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -13,6 +14,9 @@ use crate::dataplane::{Tables, ipv4_of};
 use crate::model::{Protocol, means_service};
 use crate::net::Netlink;
 
+/// Names are only a help: whoever waits for them wants to see packets.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The names that an instance knows: by its process, or without one by its tables, where a service is called by its VIP.
 pub(super) struct Names {
     services: BTreeMap<(SocketAddrV4, Protocol), String>,
@@ -22,12 +26,15 @@ pub(super) struct Names {
 impl Names {
     pub fn of(instance: &Instance, tables: &Tables) -> Result<Names> {
         let mut services = of_tables(tables);
-        match Client::connect(&instance.socket) {
-            Ok(client) => services.extend(of_process(&client.services()?)),
+        match Client::connect(&instance.socket).and_then(|client| client.patient(PATIENCE).services()) {
+            Ok(answer) => services.extend(of_process(&answer)),
             Err(ClientError::NoInstance(_)) => crate::log::notice(&format!(
                 "no process listens at {}: services are called by their VIPs",
                 instance.socket.display()
             )),
+            Err(error @ ClientError::Silent(..)) => {
+                crate::log::notice(&format!("{error}: services are called by their VIPs"));
+            }
             Err(error) => return Err(error.into()),
         }
         let links = Netlink::open()?.links().context("could not list the interfaces")?;

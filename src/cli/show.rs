@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
-use super::source::{Source, no_service, process};
+use super::source::{PATIENCE, Source, no_service, process};
 use super::{Instance, Show, rates, tables};
 use crate::control::{Filter, backends_of, services_of};
 use crate::metrics::{Snapshot, render};
@@ -30,7 +30,8 @@ pub fn show(show: &Show, instance: &Instance) -> Result<()> {
         }
         Show::Connections(filter) => connections(&Source::open(instance)?, filter, instance.json),
         Show::Config => {
-            let text = process(instance)?.config()?;
+            // Nobody else knows it.
+            let text = process(instance)?.patient(PATIENCE).config()?;
             print(&json!({ "toml": text }), instance.json, |_| text.trim_end().to_owned())
         }
     }

@@ -1,58 +1,80 @@
 //! Where figures come from: from the process of an instance, or from what it pinned where no process is.
 
+use std::cell::Cell;
 use std::net::SocketAddrV4;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use super::Instance;
+use super::find::usual_pins;
+use super::{Instance, Named};
 use crate::control::{Ask, Client, ClientError, Filter};
 use crate::dataplane::{Clock, Entries, LifeState, Tables, Which};
 use crate::metrics::{Connections, Snapshot};
 use crate::model::Protocol;
 
+/// A process that is well answers within this, whatever it is doing.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Where figures come from.
 pub(super) enum Source {
-    Process(Client),
+    Process(Client, Fallback),
     Pins(Box<Pins>),
+}
+
+/// What is read where the process listens and does not answer.
+pub(super) struct Fallback {
+    /// `None`: only the process knows.
+    pin_dir: Option<PathBuf>,
+    /// It is still to be said.
+    says: Cell<bool>,
 }
 
 impl Source {
     /// The process, if one listens; else the pinned tables, which is said.
     pub fn open(instance: &Instance) -> Result<Source> {
         let source = Source::find(instance)?;
-        if let Source::Pins(_) = source {
-            let (socket, pin_dir) = (instance.socket.display(), instance.pin_dir.display());
-            crate::log::notice(&format!(
-                "no process listens at {socket}: this is read from the tables that are pinned in {pin_dir}"
-            ));
+        match &source {
+            Source::Pins(_) => {
+                say(&format!("no process listens at {}", instance.socket.display()), &instance.pin_dir)
+            }
+            Source::Process(_, fallback) => fallback.says.set(true),
         }
         Ok(source)
     }
 
-    /// The process, if one listens; else the pinned tables.
+    /// The same without a word.
     pub fn find(instance: &Instance) -> Result<Source> {
         match Client::connect(&instance.socket) {
-            Ok(client) => return Ok(Source::Process(client)),
+            Ok(client) => {
+                // Those by default may be of another instance.
+                let pin_dir = match instance.named {
+                    Named::Socket => usual_pins(&instance.socket),
+                    Named::No | Named::Pins => Some(instance.pin_dir.clone()),
+                };
+                let fallback = Fallback { pin_dir, says: Cell::new(false) };
+                return Ok(Source::Process(client.patient(PATIENCE), fallback));
+            }
             Err(ClientError::NoInstance(_)) => {}
             Err(error) => return Err(error.into()),
         }
         let (socket, pin_dir) = (instance.socket.display(), instance.pin_dir.display());
-        let tables = Tables::open(&instance.pin_dir).with_context(|| {
+        let pins = Pins::open(&instance.pin_dir).with_context(|| {
             format!(
                 "no instance listens at {socket} or has its pins in {pin_dir}: is one running? (--socket and --pin-dir \
                  name another)"
             )
         })?;
-        Ok(Source::Pins(Box::new(Pins { tables, clock: Clock::load()? })))
+        Ok(Source::Pins(Box::new(pins)))
     }
 
     /// Whether nothing better can be found by now: what is pinned is read only while no process listens, and as long as it
     /// is pinned.
     pub fn is_best(&self, instance: &Instance) -> bool {
         match self {
-            Source::Process(_) => true,
+            Source::Process(..) => true,
             Source::Pins(_) => has_pins(&instance.pin_dir) && Client::connect(&instance.socket).is_err(),
         }
     }
@@ -60,7 +82,10 @@ impl Source {
     /// Every figure, with `running` in it.
     pub fn status(&self) -> Result<Value> {
         let (mut status, running) = match self {
-            Source::Process(client) => (client.status()?, true),
+            Source::Process(client, fallback) => match client.status() {
+                Err(error @ ClientError::Silent(..)) => (fallback.pins(error)?.status()?, false),
+                status => (status?, true),
+            },
             Source::Pins(pins) => (pins.status()?, false),
         };
         if let Some(object) = status.as_object_mut() {
@@ -71,10 +96,35 @@ impl Source {
 
     pub fn connections(&self, filter: &Filter) -> Result<Value> {
         match self {
-            Source::Process(client) => Ok(client.ask(&Ask::Connections(filter.clone()))?),
+            Source::Process(client, fallback) => match client.ask(&Ask::Connections(filter.clone())) {
+                Err(error @ ClientError::Silent(..)) => fallback.pins(error)?.connections(filter),
+                connections => Ok(connections?),
+            },
             Source::Pins(pins) => pins.connections(filter),
         }
     }
+}
+
+impl Fallback {
+    fn pins(&self, silence: ClientError) -> Result<Pins> {
+        let why = silence.to_string();
+        let Some(pin_dir) = &self.pin_dir else {
+            bail!("{why} (--pin-dir names its tables, which can be read without it)")
+        };
+        let context = || format!("{why}, and its tables cannot be read from {}", pin_dir.display());
+        let pins = Pins::open(pin_dir).with_context(context)?;
+        if self.says.replace(false) {
+            say(&why, pin_dir);
+        }
+        Ok(pins)
+    }
+}
+
+fn say(why: &str, pin_dir: &Path) {
+    crate::log::notice(&format!(
+        "{why}: this is read from the tables that are pinned in {}",
+        pin_dir.display()
+    ));
 }
 
 /// Tables that an instance pinned.
@@ -84,6 +134,10 @@ pub(super) struct Pins {
 }
 
 impl Pins {
+    fn open(pin_dir: &Path) -> Result<Pins> {
+        Ok(Pins { tables: Tables::open(pin_dir)?, clock: Clock::load()? })
+    }
+
     fn status(&self) -> Result<Value> {
         let settings = self.tables.settings()?;
         let now = self.clock.now(settings.clock_shift)?;
@@ -141,6 +195,6 @@ pub(super) fn process(instance: &Instance) -> Result<Client> {
     }
 }
 
-fn has_pins(pin_dir: &Path) -> bool {
+pub(super) fn has_pins(pin_dir: &Path) -> bool {
     pin_dir.join("settings").exists()
 }

@@ -1,5 +1,6 @@
 //! Asks a running instance, by its admin socket.
 
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ use super::wire::{NewBackend, Patch};
 
 /// Longer than the server waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What is answered without the main loop is answered within this, however busy that is.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub enum ClientError {
     NoInstance(PathBuf),
     /// The one who asks may not.
     Denied(PathBuf),
+    /// Somebody listens, and does not answer: who, and for how long already.
+    Silent(String, Duration),
     /// The instance refuses.
     Refused(Refusal),
     /// Something else went wrong on the way.
@@ -47,6 +52,9 @@ impl fmt::Display for ClientError {
             ClientError::Denied(path) => {
                 write!(f, "{} may not be asked by this user: use sudo", path.display())
             }
+            ClientError::Silent(who, waited) => {
+                write!(f, "{who} has not answered for {}", humantime::format_duration(*waited))
+            }
             ClientError::Refused(refusal) => write!(f, "{refusal}"),
             ClientError::Broken(error) => write!(f, "{error:#}"),
         }
@@ -58,6 +66,11 @@ impl std::error::Error for ClientError {}
 /// Asks the instance that listens at a socket. Each question is a connection of its own.
 pub struct Client {
     path: PathBuf,
+    patience: Duration,
+    /// Whether a process that gives no sign of life is not asked at all.
+    wary: bool,
+    /// It gave none when it was last asked.
+    silent: Cell<bool>,
     runtime: Runtime,
 }
 
@@ -88,9 +101,21 @@ impl Client {
             .build()
             .context("could not start the runtime of the client")
             .map_err(ClientError::Broken)?;
-        let client = Client { path: path.to_owned(), runtime };
+        let client = Client {
+            path: path.to_owned(),
+            patience: PATIENCE,
+            wary: false,
+            silent: Cell::new(false),
+            runtime,
+        };
         client.runtime.block_on(client.open())?;
         Ok(client)
+    }
+
+    /// Waits for an answer no longer than this; a process that is stopped or hangs is given up after a second. For who can do
+    /// without it.
+    pub fn patient(self, patience: Duration) -> Client {
+        Client { patience, wary: true, ..self }
     }
 
     /// Asks, and gives the JSON of the answer.
@@ -126,10 +151,13 @@ impl Client {
     }
 
     fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
-        let answered = self.runtime.block_on(async { timeout(PATIENCE, self.send(call)).await });
-        let (status, bytes) = answered.unwrap_or_else(|_| {
-            Err(ClientError::Broken(anyhow!("{} does not answer", self.path.display())))
-        })?;
+        let answered = self.runtime.block_on(async {
+            if self.wary {
+                self.look_for_life().await?;
+            }
+            self.send_within(self.patience, call).await
+        });
+        let (status, bytes) = answered?;
         if status.is_success() {
             let answer = serde_json::from_slice(&bytes);
             return answer
@@ -147,14 +175,31 @@ impl Client {
         UnixStream::connect(&self.path).await.map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NoInstance(self.path.clone()),
             ErrorKind::PermissionDenied => ClientError::Denied(self.path.clone()),
+            // Nobody has taken the connections before this one.
+            ErrorKind::WouldBlock => ClientError::Silent(who(&self.path, None), Duration::ZERO),
             _ => ClientError::Broken(
                 anyhow!(error).context(format!("could not connect to {}", self.path.display())),
             ),
         })
     }
 
-    async fn send(&self, call: Call) -> Result<(StatusCode, Bytes), ClientError> {
+    /// Who was silent has shown already that he needs more than a moment.
+    async fn look_for_life(&self) -> Result<(), ClientError> {
+        let limit = if self.silent.get() { SIGN_OF_LIFE / 5 } else { SIGN_OF_LIFE };
+        // Nothing is there, which takes no main loop to tell.
+        let answer = self.send_within(limit.min(self.patience), Call::new(Method::GET, "/")).await;
+        self.silent.set(matches!(answer, Err(ClientError::Silent(..))));
+        answer.map(drop)
+    }
+
+    async fn send_within(&self, limit: Duration, call: Call) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = self.open().await?;
+        let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let answered = timeout(limit, self.send(stream, call)).await;
+        answered.unwrap_or_else(|_| Err(ClientError::Silent(who(&self.path, process), limit)))
+    }
+
+    async fn send(&self, stream: UnixStream, call: Call) -> Result<(StatusCode, Bytes), ClientError> {
         let exchange = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             let request = Request::builder()
@@ -172,6 +217,20 @@ impl Client {
         let context = || format!("could not ask {}", self.path.display());
         exchange.await.with_context(context).map_err(ClientError::Broken)
     }
+}
+
+/// Who is silent, and why if that can be seen.
+fn who(path: &Path, process: Option<i32>) -> String {
+    let at = path.display();
+    let Some(process) = process else { return format!("the process that listens at {at}") };
+    // After the name, which is in brackets and may have any signs in it (proc_pid_stat(5)).
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    let why = match state {
+        Some('T') => format!(" (stopped: kill -CONT {process} has it go on)"),
+        _ => String::new(),
+    };
+    format!("process {process}{why}, which listens at {at},")
 }
 
 fn from_json<T: DeserializeOwned>(answer: Answer) -> Result<T, ClientError> {

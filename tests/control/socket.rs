@@ -1,12 +1,14 @@
 //! The socket: who may connect, what it replaces, what becomes of it, and clients that are slow or talk nonsense.
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use serde_json::Value;
 use xdp_lb::control::{Ask, Client, ClientError, Limits, Reply, Server};
 use xdp_lb::model::Timeouts;
@@ -190,4 +192,52 @@ fn one_that_is_asked_to_stop_still_answers() {
     assert!(done.applied);
     main.join().unwrap();
     assert!(!path.exists());
+}
+
+/// A process that is stopped, or hangs: its kernel takes connections, and it says nothing.
+#[test]
+fn who_can_do_without_an_answer_does_not_wait_for_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lb.sock");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let begun = Instant::now();
+    let client = Client::connect(&path).unwrap().patient(Duration::from_secs(20));
+    let Err(error @ ClientError::Silent(..)) = client.status() else { panic!("an answer of nobody") };
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let said = error.to_string();
+    let expected = format!(
+        "process {}, which listens at {}, has not answered for 1s",
+        std::process::id(),
+        path.display()
+    );
+    assert_eq!(said, expected);
+}
+
+/// Nor does one that has not even room for another connection hold anybody up.
+#[test]
+fn a_full_queue_is_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lb.sock");
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    let _waiting: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let Err(error @ ClientError::Silent(..)) = Client::connect(&path) else { panic!("it had no room") };
+    assert!(error.to_string().contains("the process that listens at"), "{error}");
+}
+
+/// A main loop that is busy is waited for: the process lives.
+#[test]
+fn a_busy_instance_is_waited_for() {
+    let instance = start_with(Limits::default(), |_, reply| {
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs(2));
+            reply.send(Ok(figures()));
+        });
+    });
+    assert_eq!(instance.client().patient(Duration::from_secs(20)).status().unwrap(), figures());
+    let patience = Duration::from_millis(1200);
+    let answer = instance.client().patient(patience).status();
+    assert!(matches!(answer, Err(ClientError::Silent(_, waited)) if waited == patience), "{answer:?}");
 }

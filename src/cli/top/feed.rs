@@ -30,24 +30,30 @@ pub(super) enum Event {
 pub(super) struct Figures {
     instance: Instance,
     source: Option<Source>,
+    find: fn(&Instance) -> Result<Source>,
 }
 
 impl Figures {
     pub fn new(instance: &Instance) -> Figures {
-        Figures { instance: instance.clone(), source: None }
+        Figures { instance: instance.clone(), source: None, find: Source::find }
+    }
+
+    /// It is said on stderr if they do not come from a process.
+    pub fn said(instance: &Instance) -> Figures {
+        Figures { find: Source::open, ..Figures::new(instance) }
     }
 
     /// A process is asked as soon as there is one, what is pinned is read as long as there is none.
     pub fn read(&mut self) -> Result<Reading> {
         let source = match self.source.take() {
             Some(source) if source.is_best(&self.instance) => source,
-            _ => Source::find(&self.instance)?,
+            _ => (self.find)(&self.instance)?,
         };
         let status = match source.status() {
             Ok(status) => status,
             // It has just ended.
             Err(_) => {
-                let source = self.source.insert(Source::find(&self.instance)?);
+                let source = self.source.insert((self.find)(&self.instance)?);
                 return reading(&source.status()?);
             }
         };

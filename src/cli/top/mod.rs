@@ -139,7 +139,7 @@ impl Drop for Screen {
 
 /// Prints one screen, as long as it has to be. Rates need a second look.
 fn once(show: &Show, instance: &Instance) -> Result<()> {
-    let mut figures = Figures::new(instance);
+    let mut figures = Figures::said(instance);
     let mut top = Top::new(place(instance));
     top.take(figures.read()?);
     std::thread::sleep(show.interval);
