@@ -97,9 +97,7 @@ pub fn run(config: &Config, file: Option<PathBuf>) -> Result<()> {
     if changed {
         running.note_change();
     }
-    if running.source.is_some() {
-        running.plane.tables().past().started();
-    }
+    running.plane.tables().past().started();
     running.pool.follow(config, &mut running.plane);
     running.settle_in();
     say(&banner(&running));

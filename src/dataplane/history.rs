@@ -19,7 +19,7 @@ impl History<'_> {
         self.set(offset_of!(lb_history, last_reload_failed), u64::from(!done));
     }
 
-    /// A start has read the file and carries it out: a reload that failed before it is mended.
+    /// What runs is what a start was asked for, by a file or not: a reload that failed before it is mended.
     pub fn started(self) {
         self.set(offset_of!(lb_history, last_reload_failed), 0);
     }
