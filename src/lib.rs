@@ -21,6 +21,7 @@ pub mod model;
 pub mod net;
 pub mod preflight;
 pub mod ring;
+mod serve;
 #[cfg(test)]
 mod testing;
 pub mod tune;

@@ -4,9 +4,11 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{ErrorKind, Read as _};
+use std::net::TcpStream;
 use std::process::Stdio;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::balancer::{Balancer, XDP_LB};
@@ -450,6 +452,61 @@ fn root_probes_reloads_and_addresses() -> Result<()> {
         let (code, said) = common::balancer::refused(lab, &args)?;
         assert_eq!(code, Some(1));
         assert!(said.contains("127.0.0.1:9107") && said.contains("ss -ltnp 'sport = :9107'"), "{said}");
+        Ok(())
+    })
+}
+
+/// Clients that connect and say nothing, or are slow to take what they asked for, keep nobody from the probes.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_idle_clients_do_not_silence_the_probes() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = servers(lab)?;
+        write(lab, &config(""))?;
+        let _lb = start(lab)?;
+        let idle: Vec<TcpStream> = lab.within("lb", || {
+            (0..200).map(|_| TcpStream::connect(METRICS)).collect::<std::io::Result<Vec<_>>>()
+        })??;
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            let begun = Instant::now();
+            assert_eq!(status(lab, path)?.0, 200, "{path}");
+            assert!(begun.elapsed() < Duration::from_secs(1), "{path}: {:?}", begun.elapsed());
+        }
+        // Who says nothing is given up after five seconds, crowd or not.
+        for stream in idle {
+            stream.set_read_timeout(Some(Duration::from_secs(8)))?;
+            let read = (&stream).read(&mut [0; 16]);
+            let is_closed = match &read {
+                Ok(length) => *length == 0,
+                Err(error) => error.kind() == ErrorKind::ConnectionReset,
+            };
+            assert!(is_closed, "{read:?}");
+        }
+        Ok(())
+    })
+}
+
+/// What runs after a start is what the start was asked for, by a file or not: there is nothing to be mended any more.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_start_without_a_file_ends_a_failed_reload_too() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = servers(lab)?;
+        write(lab, &config(""))?;
+        let mut lb = start(lab)?;
+        write(lab, "nonsense")?;
+        complaint(lab, "reload")?;
+        let successful =
+            || Ok::<_, anyhow::Error>(Scrape::take(lab)?.one("xdp_lb_last_reload_successful", ""));
+        assert_eq!(successful()?, 0.0);
+        lb.stop(Signal::SIGKILL)?;
+        let args = format!(
+            "eth0 --vip {VIP}:80 --backend 10.0.0.10:{HTTP} --assign-vip --max-connections 10000 --metrics {METRICS}"
+        );
+        let _lb = Balancer::start(lab, &args)?;
+        assert_eq!(successful()?, 1.0);
         Ok(())
     })
 }

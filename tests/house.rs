@@ -4,17 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may use whom, inside the crate. What is not here may use everything.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("log", &["config"]),
     ("testing", &[]),
+    ("serve", &[]),
     ("model", &[]),
     ("config", &["model"]),
     ("ring", &["model"]),
     ("net", &[]),
     ("dataplane", &["model", "ring", "testing"]),
     ("health", &["model"]),
-    ("metrics", &["model", "dataplane"]),
-    ("control", &["model", "config"]),
+    ("metrics", &["model", "dataplane", "serve"]),
+    ("control", &["model", "config", "serve"]),
     ("egress", &["net", "dataplane"]),
     ("preflight", &["model", "config", "net", "dataplane", "egress"]),
     ("tune", &["net", "dataplane"]),

@@ -6,21 +6,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::sync::oneshot;
 
 use super::api::{Answer, Ask, Refusal};
 use super::routes::{self, App};
 use super::socket::{self, Place};
 use crate::model::Timeouts;
-
-/// How long connections that are being answered may take to end when the server does.
-const GRACE: Duration = Duration::from_secs(1);
+use crate::serve;
 
 /// What is to be told to whoever asked. Dropped without a word it tells that the process is about to end.
 #[derive(Debug)]
@@ -44,7 +37,7 @@ pub struct Limits {
     pub answer: Duration,
     /// How long a client may take for its request's head, and then again for its body.
     pub request: Duration,
-    /// How many connections are served at once; more wait.
+    /// How many connections are served at once; more wait, or take the place of who says nothing.
     pub connections: usize,
     /// How many bytes a request's body may have.
     pub body: usize,
@@ -105,7 +98,7 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("control".into())
-            .spawn(move || runtime.block_on(serve(listener, app, stopped)))
+            .spawn(move || runtime.block_on(run(listener, app, stopped)))
             .context("could not start the thread of the admin socket")?;
         Ok(Server { timeouts, stop: Some(stop), thread: Some(thread), _place: place })
     }
@@ -127,46 +120,14 @@ impl Drop for Server {
     }
 }
 
-async fn serve(listener: UnixListener, app: App, mut stopped: oneshot::Receiver<()>) {
-    let limits = app.limits;
-    let permits = Arc::new(Semaphore::new(limits.connections));
+async fn run(listener: UnixListener, app: App, stopped: oneshot::Receiver<()>) {
+    let Limits { answer, request, connections, .. } = app.limits;
+    let whole = answer + 3 * request;
+    // A change takes the time that it takes.
+    let limits = serve::Limits { connections, head: request, whole, crowded: whole };
     let (served, strangers) = (routes::router(app), routes::strangers());
-    loop {
-        let permit = tokio::select! {
-            permit = permits.clone().acquire_owned() => permit,
-            _ = &mut stopped => break,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = &mut stopped => break,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let router = if is_allowed(&stream) { &served } else { &strangers }.clone();
-                tokio::spawn(async move {
-                    answer(stream, router, limits).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!("the admin socket takes no connection: {error}");
-                sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
-    drop(listener);
-    let all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
-    let _ = timeout(GRACE, permits.acquire_many(all)).await;
-}
-
-/// One request on one connection. What goes wrong with it is the client's concern.
-async fn answer(stream: UnixStream, router: Router, limits: Limits) {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.request)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let _ = timeout(limits.answer + 3 * limits.request, connection).await;
+    let router = |stream: &UnixStream| if is_allowed(stream) { &served } else { &strangers }.clone();
+    serve::serve(listener, "the admin socket", limits, router, stopped, || ()).await;
 }
 
 /// Root, and whoever this process runs as.

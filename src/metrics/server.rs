@@ -13,26 +13,22 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::body::Bytes;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Builder;
-use tokio::sync::{Mutex, Semaphore, oneshot};
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
 
 use super::collector::Text;
 use super::{About, Board, Collector, exposition};
+use crate::serve::{self, GRACE, Limits};
 
-/// How long a client may take for its request.
-const REQUEST: Duration = Duration::from_secs(5);
-/// How long all of a connection may take.
-const CONNECTION: Duration = Duration::from_secs(30);
-/// How many connections are served at once; more wait.
-const CONNECTIONS: usize = 32;
-/// How long what is under way may take to end when the server does.
-const GRACE: Duration = Duration::from_secs(1);
+/// Whoever watches a probe waits a few seconds at most.
+const LIMITS: Limits = Limits {
+    connections: 32,
+    head: Duration::from_secs(5),
+    whole: Duration::from_secs(30),
+    crowded: Duration::from_secs(5),
+};
 
 /// Everything there is.
 const PATHS: &str = "there are GET /metrics, /healthz and /readyz\n";
@@ -64,7 +60,10 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let (closing, closed) = mpsc::channel();
         let serve = move || {
-            runtime.block_on(serve(listener, app, stopped, closing));
+            let (router, closed) = (router(app), || drop(closing));
+            let serve =
+                serve::serve(listener, "the metrics' socket", LIMITS, |_| router.clone(), stopped, closed);
+            runtime.block_on(serve);
             runtime.shutdown_timeout(GRACE);
         };
         let thread = thread::Builder::new().name("metrics".into()).spawn(serve);
@@ -115,51 +114,6 @@ fn router(app: App) -> Router {
         .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, PATHS) })
         .fallback(|| async { (StatusCode::NOT_FOUND, PATHS) })
         .with_state(app)
-}
-
-async fn serve(
-    listener: TcpListener,
-    app: App,
-    mut stopped: oneshot::Receiver<()>,
-    closing: mpsc::Sender<()>,
-) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let router = router(app);
-    loop {
-        let permit = tokio::select! {
-            permit = permits.clone().acquire_owned() => permit,
-            _ = &mut stopped => break,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = &mut stopped => break,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let router = router.clone();
-                tokio::spawn(async move {
-                    answer(stream, router).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!("metrics: no connection can be taken: {error}");
-                sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
-    drop((listener, closing));
-    let _ = timeout(GRACE, permits.acquire_many(CONNECTIONS as u32)).await;
-}
-
-/// One request on one connection. What goes wrong with it is the client's concern.
-async fn answer(stream: TcpStream, router: Router) {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let _ = timeout(CONNECTION, connection).await;
 }
 
 /// A text's bytes, shared with all who get them.
