@@ -1,16 +1,13 @@
-#![allow(unsafe_code)] // libbpf-rs takes the first batch that is not full for the last one
-
 //! Which backend each client of a sticky service is to come back to.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
 
+use super::batch;
 use super::directory::{addr_of, ipv4_of};
 use super::tables::{as_bytes, from_bytes};
 use super::types::{lb_affinity, lb_affinity_key};
@@ -80,16 +77,16 @@ impl Affinity<'_> {
     fn each(self, mut each: impl FnMut(Client, ClientRecord)) -> Result<()> {
         const KEY: usize = size_of::<lb_affinity_key>();
         const VALUE: usize = size_of::<lb_affinity>();
-        let mut batch = Self::FIRST_BATCH;
-        let (mut keys, mut values) = (vec![0; batch * KEY], vec![0; batch * VALUE]);
+        let mut room = Self::FIRST_BATCH;
+        let (mut keys, mut values) = (vec![0; room * KEY], vec![0; room * VALUE]);
         let mut from = None;
         loop {
-            let (count, next) = match self.batch(from, &mut keys, &mut values, batch) {
+            let (count, next) = match batch::read(self.0, from, &mut keys, &mut values) {
                 // One bucket of the hash holds more than fits.
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOSPC) => {
-                    batch *= 2;
-                    keys.resize(batch * KEY, 0);
-                    values.resize(batch * VALUE, 0);
+                    room *= 2;
+                    keys.resize(room * KEY, 0);
+                    values.resize(room * VALUE, 0);
                     continue;
                 }
                 next => next.context("could not read the table affinity")?,
@@ -103,39 +100,6 @@ impl Affinity<'_> {
                 Some(_) => from = next,
                 None => return Ok(()),
             }
-        }
-    }
-
-    /// How many records were read, and where the next batch begins; `None` at the end.
-    fn batch(
-        self,
-        from: Option<u32>,
-        keys: &mut [u8],
-        values: &mut [u8],
-        batch: usize,
-    ) -> io::Result<(usize, Option<u32>)> {
-        let (mut from, mut next) = (from, 0u32);
-        let mut count = batch as u32;
-        let options = libbpf_sys::bpf_map_batch_opts {
-            sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
-            ..Default::default()
-        };
-        // SAFETY: both buffers hold `batch` keys and values of the map's sizes; a hash map's positions are 4 bytes.
-        let result = unsafe {
-            libbpf_sys::bpf_map_lookup_batch(
-                self.0.as_fd().as_raw_fd(),
-                from.as_mut().map_or(std::ptr::null_mut(), |from| (&raw mut *from).cast()),
-                (&raw mut next).cast(),
-                keys.as_mut_ptr().cast(),
-                values.as_mut_ptr().cast(),
-                &raw mut count,
-                &raw const options,
-            )
-        };
-        match -result {
-            0 => Ok((count as usize, Some(next))),
-            nix::libc::ENOENT => Ok((count as usize, None)),
-            error => Err(io::Error::from_raw_os_error(error)),
         }
     }
 

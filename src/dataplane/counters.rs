@@ -1,13 +1,9 @@
-#![allow(unsafe_code)] // libbpf-rs reads no table of a value for each CPU in batches
-
 //! Counters that have a value for each CPU, many rows at a time: ten thousand backends are a handful of system calls.
-
-use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore as _, MapHandle};
 
+use super::batch;
 use super::tables::from_bytes;
 use super::types::{lb_backend_counters, lb_counter};
 
@@ -17,16 +13,16 @@ const ROW: usize = size_of::<lb_backend_counters>();
 
 /// The counters of every backend, by index, over all CPUs.
 pub(super) fn of_all_backends(map: &MapHandle) -> Result<Vec<lb_backend_counters>> {
-    let cpus = libbpf_rs::num_possible_cpus().context("could not find out how many CPUs there are")?;
+    let of_row = batch::value_bytes(map).context("could not find out how many CPUs there are")?;
     let rows = map.max_entries() as usize;
     let mut all = Vec::with_capacity(rows);
-    let mut keys = vec![0u32; BATCH];
-    let mut values = vec![0u8; BATCH * cpus * ROW];
+    let mut keys = vec![0; BATCH * size_of::<u32>()];
+    let mut values = vec![0; BATCH * of_row];
     let mut from = None;
     while all.len() < rows {
-        let (count, next) = batch(map, from, &mut keys, &mut values)
+        let (count, next) = batch::read(map, from, &mut keys, &mut values)
             .with_context(|| format!("could not read the counters of backends from row {} on", all.len()))?;
-        for row in values.chunks_exact(cpus * ROW).take(count) {
+        for row in values.chunks_exact(of_row).take(count) {
             let of_cpus: Result<Vec<lb_backend_counters>> = row.chunks_exact(ROW).map(from_bytes).collect();
             all.push(of_cpus?.into_iter().fold(lb_backend_counters::default(), sum));
         }
@@ -71,39 +67,6 @@ pub(super) fn sum(a: lb_backend_counters, b: lb_backend_counters) -> lb_backend_
     let mut words = words_of(a);
     words.iter_mut().zip(words_of(b)).for_each(|(sum, word)| *sum = sum.wrapping_add(word));
     of_words(words)
-}
-
-/// How many rows were read, and where the next batch begins; `None` at the end.
-fn batch(
-    map: &MapHandle,
-    from: Option<u32>,
-    keys: &mut [u32],
-    values: &mut [u8],
-) -> io::Result<(usize, Option<u32>)> {
-    let (mut from, mut next) = (from, 0u32);
-    let mut count = keys.len() as u32;
-    let options = libbpf_sys::bpf_map_batch_opts {
-        sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
-        ..Default::default()
-    };
-    // SAFETY: both buffers hold as many keys and values as `keys` has room for: of each row a value for each possible CPU, whose
-    // size is a multiple of 8. An array's positions are its keys.
-    let result = unsafe {
-        libbpf_sys::bpf_map_lookup_batch(
-            map.as_fd().as_raw_fd(),
-            from.as_mut().map_or(std::ptr::null_mut(), |from| (&raw mut *from).cast()),
-            (&raw mut next).cast(),
-            keys.as_mut_ptr().cast(),
-            values.as_mut_ptr().cast(),
-            &raw mut count,
-            &raw const options,
-        )
-    };
-    match -result {
-        0 => Ok((count as usize, Some(next))),
-        nix::libc::ENOENT => Ok((count as usize, None)),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
 }
 
 #[cfg(test)]

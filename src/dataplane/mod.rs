@@ -2,6 +2,7 @@
 
 mod affinity;
 mod attach;
+mod batch;
 mod budget;
 mod capacity;
 mod clock;
