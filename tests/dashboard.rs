@@ -12,7 +12,9 @@ use common::balancer::Balancer;
 use common::metrics::{METRICS, Scrape};
 use common::netns::{find, in_lab};
 use common::networks::{VIP, two_arms};
-use common::promql::{Rule, dashboard, labels_shown, panels, rules, rules_dir, shown, uses, variables};
+use common::promql::{
+    Rule, Shown, dashboard, documented, labels_shown, panels, rules, rules_dir, shown, uses, variables,
+};
 use serde_json::{Value, json};
 use xdp_lb::metrics::{About, Snapshot, expose};
 
@@ -95,7 +97,7 @@ fn compare(known: Known) {
         check(&known, &rule.name, &rule.expression, &shown);
     }
     let dashboard = dashboard();
-    for shown in shown(&dashboard) {
+    for shown in shown(&dashboard).into_iter().chain(documented()) {
         check(&known, &shown.place, &shown.expression, &labels_shown(&shown.legend));
     }
     for (name, series, label) in variables(&dashboard) {
@@ -154,7 +156,7 @@ fn the_dashboard_can_be_imported_and_read() {
 
 /// What backends counted that were removed jumps when one is: totals of services must leave it out.
 #[test]
-fn the_dashboard_leaves_out_what_was_removed() {
+fn what_was_removed_is_left_out() {
     let of_a_backend = [
         "xdp_lb_packets_total",
         "xdp_lb_bytes_total",
@@ -162,16 +164,34 @@ fn the_dashboard_leaves_out_what_was_removed() {
         "xdp_lb_handshake_",
         "xdp_lb_health_check",
     ];
-    let mut seen = 0;
-    for shown in shown(&dashboard()) {
-        for (name, labels) in uses(&shown.expression).series {
-            if of_a_backend.iter().any(|prefix| name.starts_with(prefix)) {
-                assert!(labels.contains("service"), "{}: {name} of no service", shown.place);
-                seen += 1;
+    let leave_it_out = |all: Vec<Shown>| {
+        let mut seen = 0;
+        for shown in all {
+            for (name, labels) in uses(&shown.expression).series {
+                if of_a_backend.iter().any(|prefix| name.starts_with(prefix)) {
+                    assert!(labels.contains("service"), "{}: {name} of no service", shown.place);
+                    seen += 1;
+                }
             }
         }
-    }
-    assert!(seen > 20, "{seen}");
+        seen
+    };
+    let (on_the_dashboard, documented) = (leave_it_out(shown(&dashboard())), leave_it_out(documented()));
+    assert!(on_the_dashboard > 20 && documented >= 3, "{on_the_dashboard}, {documented}");
+}
+
+/// What people are told to ask is understood by Prometheus.
+#[test]
+fn documented_questions_can_be_asked() {
+    let questions = documented();
+    assert!(questions.len() >= 8, "{questions:?}");
+    // JSON is YAML.
+    let rule = |(at, shown): (usize, &Shown)| json!({ "record": format!("question_{at}"), "expr": shown.expression });
+    let rules: Vec<Value> = questions.iter().enumerate().map(rule).collect();
+    let scratch = tempfile::tempdir().unwrap();
+    let group = json!({ "groups": [{ "name": "questions", "rules": rules }] });
+    fs::write(scratch.path().join("questions.yml"), group.to_string()).unwrap();
+    promtool(scratch.path(), &["check", "rules", "questions.yml"]).unwrap();
 }
 
 #[test]

@@ -101,6 +101,24 @@ pub fn variables(dashboard: &Value) -> Vec<(String, String, String)> {
     queries.collect()
 }
 
+/// What docs/metrics.md has people ask: each question with its expression.
+pub fn documented() -> Vec<Shown> {
+    let page = include_str!("../../docs/metrics.md");
+    let (_, questions) = page.split_once("\n| question | PromQL |\n").expect("the table of questions");
+    let rows = questions.lines().skip(1).take_while(|line| line.starts_with('|'));
+    let row = |line: &str| {
+        // An expression may have a | in it.
+        let (question, rest) = line.trim_matches('|').split_once('|').expect("two cells");
+        let expression = rest.trim().strip_prefix('`').and_then(|rest| rest.strip_suffix('`'));
+        Shown {
+            place: question.trim().to_owned(),
+            expression: expression.expect("an expression in backticks").to_owned(),
+            legend: String::new(),
+        }
+    };
+    rows.map(row).collect()
+}
+
 /// What an expression uses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Uses {
