@@ -347,3 +347,33 @@ fn root_an_interface_that_is_down_takes_its_backends_down() -> Result<()> {
         Ok(())
     })
 }
+
+/// What this host refuses to ask says nothing of a backend, and is seen.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_checks_that_could_not_be_made_are_counted() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let health = "{ type = \"tcp\", interval = \"100ms\", timeout = \"100ms\" }";
+        write(lab, &format!("metrics = \"{METRICS}\"\n{}", web(health, "")))?;
+        let lb = start(lab)?;
+        let count = |address: &str, result: &str| -> Result<f64> {
+            let labels = format!("service=web backend_ip={address} result={result}");
+            Ok(Scrape::take(lab)?.one("xdp_lb_health_checks_total", &labels))
+        };
+        assert_eq!(count("10.0.0.10", "unchecked")?, 0.0);
+        // EACCES: by the host's own policy.
+        lab.ip("lb", "route add prohibit 10.0.0.10/32")?;
+        eventually("they are counted", || (count("10.0.0.10", "unchecked").ok()? >= 5.0).then_some(()));
+        assert_eq!((count("10.0.0.10", "failed")?, count("10.0.0.11", "unchecked")?), (0.0, 0.0));
+        assert_eq!(state(lab, "10.0.0.10:8080")?, "up");
+        let status = ask(lab, "status")?;
+        let backend = &status["services"][0]["backends"][0];
+        assert!(backend["health"]["unchecked"].as_u64() >= Some(5), "{backend}");
+        assert!(backend["checks"]["unchecked"].as_u64() >= Some(5), "{backend}");
+        let log = lb.process.stderr();
+        assert!(log.contains("could not check 10.0.0.10:8080: permission denied"), "{log}");
+        Ok(())
+    })
+}

@@ -73,7 +73,21 @@ fn text(done: &Done) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn what_was_asked_of_a_silent_process_may_still_come() {
+        let silent = ClientError::Silent("process 7".into(), Duration::from_secs(60));
+        assert_eq!(
+            unanswered(silent).to_string(),
+            "process 7 has not answered for 1m: it may still do what it was asked for once it goes on; look (xdp-lb status) \
+             before asking again"
+        );
+        let refused = ClientError::Refused(crate::control::Refusal::conflict("it is there"));
+        assert_eq!(unanswered(refused).to_string(), "it is there");
+    }
 
     #[test]
     fn what_was_done_for_people() {
