@@ -391,7 +391,8 @@ struct lb_watch {
 	__be16 vip_port;
 	__be16 backend_port;
 	__u8 proto;
-	__u8 reserved0[3];
+	__u8 reserved0;
+	__u16 generation;	/* another one each time that somebody begins, or goes on */
 	__u32 sample;		/* one in so many connections; 0 and 1: all */
 	__u32 rate;		/* records a second at most */
 	__u32 length;		/* bytes of a frame at most */
@@ -414,14 +415,15 @@ struct lb_event {
 	__u8 to_client;
 	__u8 proto;		/* 0: nothing is known of addresses and ports */
 	__u8 tcp_flags;
-	__u16 reserved;
+	__u8 has_ports;		/* else they are 0 because they are not known */
+	__u8 nobodys;		/* neither a client's nor a backend's: its first bytes follow in any case */
 	__be32 source;		/* as the packet came */
 	__be32 destination;
 	__be16 sport;
 	__be16 dport;
 	__u32 captured_after;	/* bytes that follow these, of the frame as it left */
 	__u32 out_ifindex;	/* by which XDP sent it; 0: it did not */
-	__u32 reserved1;
+	__u32 generation;	/* lb_watch's, when the frame was kept */
 };
 
 /* Where a frame is kept until it is known what became of it. */

@@ -187,6 +187,7 @@ mod tests {
             mtu: 1500,
             kind: None,
             up: true,
+            running: true,
             ethernet: true,
             loopback: false,
             peer: None,

@@ -32,7 +32,7 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Check(config) => return cli::check(config).map(of),
         Command::Change { ask, wait, instance } => return cli::change(ask, *wait, instance).map(of),
         Command::Doctor { interface, instance, fix } => {
-            return Ok(ExitCode::from(cli::doctor(interface.as_deref(), instance, *fix)));
+            return cli::doctor(interface.as_deref(), instance, *fix).map(ExitCode::from);
         }
         Command::Tune { interface, dry_run, undo, json } => {
             return cli::tune(interface, *dry_run, *undo, *json).map(of);
@@ -51,14 +51,11 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
             cli::capture(watching, file, *length, instance)
         }
         Command::Top(show, instance) => cli::top(show, instance),
-        Command::Completions(shell) => {
-            cli::completions(*shell);
-            Ok(())
-        }
+        Command::Completions(shell) => cli::completions(*shell),
         Command::Manual { verb, dir } => cli::manual(verb, dir.as_deref()),
         Command::Verify => cli::verify(),
         Command::VethPeer { interface, remove } => cli::veth_peer(interface, *remove),
-        Command::Detach { interface, pin_dir } => daemon::detach(interface, pin_dir),
+        Command::Detach { interface, pin_dir } => cli::detach(interface, pin_dir),
     }
     .map(|()| ExitCode::SUCCESS)
 }

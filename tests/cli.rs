@@ -282,6 +282,16 @@ fn bad_words_of_commands() {
 }
 
 #[test]
+fn bad_words_of_capture() {
+    table(&[
+        ("capture -w x --snaplen 5", "--snaplen \"5\": it is less than 64", "128"),
+        ("capture -w x --snaplen 100000", "--snaplen \"100000\": it is more than", "128"),
+    ]);
+    let first = refused(&["capture", "-w", ""]);
+    assert!(first.starts_with("xdp-lb: --write \"\": it is empty; write --write packets.pcapng"), "{first}");
+}
+
+#[test]
 fn where_no_instance_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("none.sock");

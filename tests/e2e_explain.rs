@@ -67,7 +67,7 @@ fn root_what_is_foretold_happens() -> Result<()> {
                 assert_eq!(told["rewrite"]["ttl"], json!({"before": 64, "after": 63}));
                 assert_eq!(
                     told["interface"],
-                    json!({"name": "eth0", "mode": "native", "profile": "native_virtual"})
+                    json!({"name": "eth0", "guessed": false, "mode": "native", "profile": "native_virtual"})
                 );
                 let verdict = &told["verdict"];
                 assert_eq!(verdict["action"], "XDP_REDIRECT", "{told}");
@@ -111,6 +111,12 @@ fn root_connections_and_refusals_are_told() -> Result<()> {
             (&json!("to_client"), &json!("eth1"))
         );
         assert_eq!(told["rewrite"]["source"]["after"], format!("{VIP}:80"));
+        let packet = &told["packet"];
+        assert_eq!(
+            [&packet["client"], &packet["vip"], &packet["source"], &packet["direction"]],
+            [&json!(client), &json!(format!("{VIP}:80")), &json!(backend), &json!("to_client")]
+        );
+        assert_eq!(told["warnings"], json!([]));
         assert_eq!(
             (&told["connection"]["goes_on"], &told["connection"]["backend"]),
             (&json!(true), &json!(backend))
@@ -131,6 +137,9 @@ fn root_connections_and_refusals_are_told() -> Result<()> {
             (&told["verdict"]["action"], &told["verdict"]["reason"]),
             (&json!("XDP_DROP"), &json!("bad_source"))
         );
+        let told = ask(lab, &format!("explain 127.0.0.1:30000 {VIP}:80 --syn"))?;
+        assert_eq!(told["interface"]["guessed"], true, "{told}");
+        assert_eq!(told["packet"]["client"], "127.0.0.1:30000");
 
         for (_, address) in WEBS {
             say(lab, &format!("backend disable {VIP}:80 {address}:{HTTP}"))?;
@@ -252,4 +261,65 @@ fn programs_of_tables() -> Result<usize> {
     )
     .filter(uses)
     .count())
+}
+
+/// The names of the warnings, each with its interface.
+fn warnings(told: &Value) -> Vec<(String, String)> {
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = told["warnings"].as_array().into_iter().flatten();
+    all.map(|one| (word(&one["name"]), word(&one["interface"]))).collect()
+}
+
+/// What the program sends is lost where the interface or the neighbour is not there: it cannot know, and is not believed.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_what_is_lost_behind_the_program_is_told() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let mut lb = start(lab, "--health none")?;
+        visit(lab, 20_001)?;
+        assert_eq!(warnings(&explain(lab, 20_002, "--syn")?), []);
+        let eth1 = |name: &str| vec![(name.to_owned(), "eth1".to_owned())];
+
+        // Nobody resolves the neighbours again now.
+        assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+        for (_, address) in WEBS {
+            lab.ip("lb", &format!("neigh replace {address} dev eth1 nud failed"))?;
+        }
+        let told = explain(lab, 20_002, "--syn")?;
+        assert_eq!(told["verdict"]["action"], "XDP_REDIRECT", "{told}");
+        assert_eq!(warnings(&told), eth1("neighbour_unreachable"), "{told}");
+
+        lab.ip("switch", "link set lb down")?;
+        assert_eq!(warnings(&explain(lab, 20_002, "--syn")?), eth1("no_carrier"));
+        lab.ip("lb", "link set eth1 down")?;
+        let told = explain(lab, 20_002, "--syn")?;
+        assert_eq!(warnings(&told), eth1("interface_down"), "{told}");
+        let text = say(lab, &format!("explain {CLIENT}:20002 {VIP}:80 --syn"))?;
+        assert!(text.contains("warning     eth1 is down: what is sent by it is lost"), "{text}");
+        // Nothing can come by it either.
+        let told = ask(lab, &format!("explain 10.0.0.10:{HTTP} {CLIENT}:20002 --interface eth1"))?;
+        assert_eq!(warnings(&told), eth1("interface_down"), "{told}");
+        say(lab, "detach eth0").map(drop)
+    })
+}
+
+/// Who may not look at pins cannot know whether there are any.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_others_are_told_that_it_needs_root() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _lb = start(lab, "")?;
+        for words in ["explain 192.168.1.2:9 192.168.1.100:80", "trace"] {
+            let words = format!("--reuid 65534 --clear-groups {} {words}", common::balancer::XDP_LB);
+            let output = lab.command("lb", "setpriv")?.args(words.split_whitespace()).output()?;
+            let said = String::from_utf8(output.stderr)?;
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.starts_with("xdp-lb: only root may read the pins"), "{said}");
+            assert!(!said.contains("is one running"), "{said}");
+        }
+        Ok(())
+    })
 }

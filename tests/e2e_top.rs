@@ -2,13 +2,13 @@
 
 mod common;
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::balancer::{Balancer, PIN_DIR, XDP_LB, weighted};
 use common::clients::{KeepAlive, requests, spread};
-use common::live::{Visits, ask, say, state};
+use common::live::{Visits, ask, complaint, say, state};
 use common::netns::{Lab, in_lab};
 use common::networks::{CLIENT, VIP, WEBS, two_arms};
 use common::servers::{HTTP, logging_nginx_everywhere, nginx_everywhere, requests_logged};
@@ -28,6 +28,12 @@ fn top<'a>(lab: &'a Lab, columns: u16, rows: u16, args: &str) -> Result<Terminal
     terminal.run(&format!("clear; {XDP_LB} top {args}; echo ended by $?"))?;
     terminal.shows("BACKEND");
     Ok(terminal)
+}
+
+/// Answers a question that is on the screen, after the time that it takes to read it.
+fn say_yes(terminal: &Terminal) -> Result<()> {
+    std::thread::sleep(Duration::from_millis(200));
+    terminal.press("y")
 }
 
 /// The words of a backend's line, without the marks before its address.
@@ -174,6 +180,69 @@ fn root_a_silent_backend_is_found_without_checks() -> Result<()> {
     })
 }
 
+/// One screen is enough, without any check and with few clients.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_one_screen_finds_a_silent_backend() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let args =
+            format!("eth0 --vip {VIP}:80 {} --assign-vip --scheduler rr --health none", weighted(HTTP));
+        let mut lb = Balancer::start(lab, &args)?;
+        requests(lab, &format!("http://{VIP}/?[1-9]"))?;
+        let rule =
+            "table ip t { chain c { type filter hook input priority 0; ip saddr 192.168.1.2 drop; }; }";
+        lab.run("web2", "nft", &[rule])?;
+        let target = format!("{VIP}:80").parse()?;
+        let answered = lab.within("client", || {
+            let one = |_: &u32| {
+                let answered = TcpStream::connect_timeout(&target, Duration::from_millis(500)).is_ok();
+                std::thread::sleep(Duration::from_millis(500));
+                answered
+            };
+            (0..8).filter(one).count()
+        })?;
+        assert!((5..=6).contains(&answered), "{answered} of 8");
+        let silent = |screen: &str| {
+            assert_eq!(marks(screen, WEBS[1].1).as_deref(), Some("!"), "{screen}");
+            let lines: Vec<&str> = screen.lines().collect();
+            let at = lines.iter().position(|line| line.contains(WEBS[1].1)).expect("a line");
+            assert!(lines[at + 1].contains("silent: ") && lines[at + 1].contains("SYN-ACK"), "{screen}");
+            assert!(screen.contains("1 of 3 backends ILL"), "{screen}");
+        };
+        silent(&say(lab, "top --once")?);
+        silent(&say(lab, "top --once --interval 100ms")?);
+        // The tables know it without the process, too.
+        assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+        silent(&say(lab, "top --once --interval 100ms")?);
+        say(lab, "detach eth0").map(drop)
+    })
+}
+
+/// Another instance's figures are no answer.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_socket_of_nobody_is_an_error() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let mut lb = balancer(lab)?;
+        for words in ["top --once", "status", "stats --count 1", "backend list", "connections"] {
+            let said = complaint(lab, &format!("{words} --socket /run/xdp-lb/nobody.sock"))?;
+            assert!(
+                said.contains("no instance listens at /run/xdp-lb/nobody.sock: is one running?"),
+                "{said}"
+            );
+        }
+        // The pins of the one that listened there are known, by its name.
+        let own = "top --once --interval 100ms --socket /run/xdp-lb/xdp_lb.sock";
+        assert!(!say(lab, own)?.contains("NO PROCESS"));
+        assert_eq!(lb.stop(Signal::SIGKILL)?, None);
+        assert!(say(lab, own)?.contains("NO PROCESS"));
+        say(lab, "detach eth0").map(drop)
+    })
+}
+
 /// Drops are told by reason, exactly.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
@@ -186,7 +255,7 @@ fn root_drops_by_reason() -> Result<()> {
         terminal.shows("DROPS: none");
         terminal.press("D")?;
         terminal.shows("Disable backend 10.0.0.10:7");
-        terminal.press("y")?;
+        say_yes(&terminal)?;
         let is_off = |line: &str| line.contains("-10.0.0.10:7 ") && line.contains(" disabled ");
         terminal.until("disabled", |screen| screen.lines().any(is_off).then_some(()));
         let socket = lab.within("client", || UdpSocket::bind((CLIENT, 0)))??;
@@ -234,7 +303,7 @@ fn root_changes_need_a_yes() -> Result<()> {
         terminal.press("e")?;
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(state(1)?, "up");
-        terminal.press("y")?;
+        say_yes(&terminal)?;
         becomes("drain");
         let list = ask(lab, "backend list")?;
         let list = list["backends"].as_array().context("no backends")?;
@@ -245,11 +314,11 @@ fn root_changes_need_a_yes() -> Result<()> {
         // It has moved up in the list, and is still the selected one.
         terminal.press("e")?;
         terminal.shows("Enable backend 10.0.0.11:8080");
-        terminal.press("y")?;
+        say_yes(&terminal)?;
         becomes("up");
         terminal.press("D")?;
         terminal.shows("Disable backend 10.0.0.11:8080");
-        terminal.press("y")?;
+        say_yes(&terminal)?;
         becomes("disabled");
         assert_eq!(state(1)?, "disabled");
         Ok(())

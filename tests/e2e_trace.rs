@@ -3,7 +3,8 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::balancer::{Balancer, Figures, PIN_DIR, XDP_LB, weighted};
@@ -152,6 +153,99 @@ fn root_trace_shows_what_is_meant() -> Result<()> {
         let other = watch(lab, "trace --json --client 192.168.1.3/32")?;
         requests(lab, &format!("http://{VIP}/?[1-3]"))?;
         assert!(lines(&end(other)?)?.is_empty());
+        Ok(())
+    })
+}
+
+/// Packets of no service have addresses too, as far as they have any.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_trace_tells_whose_a_passed_packet_is() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let absent = complaint(lab, "trace")?;
+        assert!(absent.contains("is one running?"), "{absent}");
+        let _lb = start(lab)?;
+        let trace = watch(lab, &format!("trace --json --client {CLIENT} --reason pass"))?;
+        let sent = lab.within("client", || -> Result<u16> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(&[0; 500], (VIP, 81))?;
+            drop(TcpStream::connect_timeout(&format!("{VIP}:82").parse()?, Duration::from_secs(1)));
+            Ok(socket.local_addr()?.port())
+        })??;
+        let of = |lines: &[Value], destination: &str| {
+            lines.iter().find(|line| line["destination"] == destination).cloned()
+        };
+        let seen = eventually("both", || {
+            let lines = lines(&trace).ok()?;
+            Some((of(&lines, &format!("{VIP}:81"))?, of(&lines, &format!("{VIP}:82"))?))
+        });
+        let (udp, tcp) = seen;
+        let expected = [("reason", "no_service"), ("protocol", "udp"), ("tcp_flags", "")];
+        expected.iter().for_each(|(key, value)| assert_eq!(udp[key], *value, "{udp}"));
+        assert_eq!((&udp["client"], &udp["length"]), (&format!("{CLIENT}:{sent}").into(), &542.into()));
+        assert_eq!((&tcp["protocol"], &tcp["tcp_flags"]), (&"tcp".into(), &"S".into()), "{tcp}");
+        end(trace)?;
+        // Of another client there is nothing, and the service's port counts.
+        let send =
+            |port: u16| lab.within("client", || UdpSocket::bind("0.0.0.0:0")?.send_to(b"x", (VIP, port)));
+        for words in ["--client 192.168.1.3", &format!("--service {VIP}:80")] {
+            let trace = watch(lab, &format!("trace --json --reason pass {words}"))?;
+            (81..86).try_for_each(|port| send(port)?.map(drop).map_err(anyhow::Error::from))?;
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(lines(&end(trace)?)?.is_empty(), "{words}");
+        }
+        // What is not IP is called by its name.
+        let trace = watch(lab, "trace --reason not_ipv4")?;
+        eventually("ARP", || {
+            lab.ip("client", "neigh flush dev eth0").ok()?;
+            send(81).ok()?.ok()?;
+            trace.stdout().contains(" pass not_ipv4 ARP (0x0806), ").then_some(())
+        });
+        end(trace)?;
+
+        let unknown = complaint(lab, "trace --backend 10.0.0.19:8080")?;
+        assert!(
+            unknown.contains("there is no backend 10.0.0.19:8080 (is it 10.0.0.10:8080 or "),
+            "{unknown}"
+        );
+        let unknown = complaint(lab, &format!("capture -w /dev/null --service {VIP}:81"))?;
+        assert!(
+            unknown.contains("there is no service") && unknown.contains("is it 192.168.1.100:80?"),
+            "{unknown}"
+        );
+        Ok(())
+    })
+}
+
+/// A reply that nobody but the kernel may know a way for is told without being asked for.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_trace_tells_replies_without_a_route() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let _lb = start(lab)?;
+        // The balancer has no route to it.
+        lab.ip("client", "address add 203.0.113.9/32 dev lo")?;
+        let trace = watch(lab, "trace")?;
+        lab.within("client", || -> Result<()> {
+            let from = std::net::SocketAddrV4::new([203, 0, 113, 9].into(), 20_001);
+            let vip = format!("{VIP}:80").parse()?;
+            drop(common::echo::connect_from_port(from, vip, Duration::from_secs(1)));
+            Ok(())
+        })??;
+        let line = eventually("the reply", || {
+            let all = trace.stdout();
+            all.lines().find(|line| line.contains("stack route_by_kernel")).map(str::to_owned)
+        });
+        assert!(line.contains("tcp 203.0.113.9:20001 < 192.168.1.100:80 < 10.0.0.1"), "{line}");
+        assert!(line.contains("[S.]: left to the kernel: only it can tell or take the route"), "{line}");
+        end(trace)?;
+        let top = say(lab, "top --once --interval 100ms")?;
+        assert!(top.contains("stack: route_by_kernel"), "{top}");
+        let told = say(lab, "explain 10.0.0.10:8080 203.0.113.9:20001")?;
+        println!("{told}");
         Ok(())
     })
 }
@@ -428,7 +522,7 @@ fn root_capture_tells_why_a_packet_was_dropped() -> Result<()> {
         }
         let file = lab.dir().join("drops.pcapng").display().to_string();
         let mut capture =
-            watch(lab, &format!("capture --write {file} --reason drop --limit 2 --snaplen 60"))?;
+            watch(lab, &format!("capture --write {file} --reason drop --limit 2 --snaplen 64"))?;
         lab.within("client", || -> Result<()> {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             (0..3).try_for_each(|_| socket.send_to(&[0; 300], (VIP, 53)).map(drop))?;
@@ -438,7 +532,7 @@ fn root_capture_tells_why_a_packet_was_dropped() -> Result<()> {
         let frames = tshark(lab, &file, &["frame.len", "frame.cap_len", "ip.dst", "frame.comment"])?;
         assert_eq!(frames.len(), 2);
         for frame in &frames {
-            assert_eq!(frame[..3], ["342".to_owned(), "60".to_owned(), VIP.to_owned()]);
+            assert_eq!(frame[..3], ["342".to_owned(), "64".to_owned(), VIP.to_owned()]);
             assert!(
                 frame[3].contains("drop no_backend") && frame[3].contains("no backend takes new connections"),
                 "{frame:?}"

@@ -26,6 +26,9 @@ struct lb_seen {
 	__u8 to_client;
 	__u8 proto;
 	__u8 tcp_flags;
+	__u8 has_ports;
+	__u8 nobodys;
+	__u16 reserved;
 };
 
 static __always_inline struct lb_watch_scratch *lb_watch_place(void)
@@ -58,8 +61,10 @@ __noinline int lb_watch_keep(struct xdp_md *ctx)
 {
 	struct lb_watch_scratch *scratch = lb_watch_place();
 
-	if (scratch)
-		scratch->event.captured = lb_watch_load(ctx, scratch, 0);
+	if (!scratch)
+		return 0;
+	scratch->event.generation = LB_READ_ONCE(lb_watch.generation);
+	scratch->event.captured = lb_watch_load(ctx, scratch, 0);
 	return 0;
 }
 
@@ -84,7 +89,8 @@ static __always_inline int lb_watch_means_service(const struct lb_seen *seen)
 	if (!lb_watch.vip)
 		return 1;
 	if (!index || !service)
-		return seen->destination == lb_watch.vip && (!lb_watch.proto || seen->proto == lb_watch.proto);
+		return seen->destination == lb_watch.vip && (!lb_watch.proto || seen->proto == lb_watch.proto) &&
+		       (!lb_watch.vip_port || !seen->has_ports || seen->dport == lb_watch.vip_port);
 	return lb_addr_to_ipv4(&service->addr) == lb_watch.vip &&
 	       (!lb_watch.vip_port || service->port == lb_watch.vip_port) &&
 	       (!lb_watch.proto || service->proto == lb_watch.proto);
@@ -114,7 +120,9 @@ static __always_inline int lb_watch_means(const struct lb_seen *seen)
 		return 0;
 	if (!(seen->events & lb_watch.events) && !(lb_watch.reasons[word] >> seen->reason % 64 & 1))
 		return 0;
-	if ((client & lb_watch.client_mask) != lb_watch.client)
+	/* Of what is nobody's it is not known which side the client is. */
+	if ((client & lb_watch.client_mask) != lb_watch.client &&
+	    !(seen->nobodys && (seen->destination & lb_watch.client_mask) == lb_watch.client))
 		return 0;
 	if (!lb_watch_means_service(seen) || !lb_watch_means_backend(seen))
 		return 0;
@@ -165,6 +173,67 @@ static __always_inline void lb_watch_fill(struct lb_event *event, const struct l
 	event->destination = seen->destination;
 	event->sport = seen->sport;
 	event->dport = seen->dport;
+	event->has_ports = seen->has_ports;
+	event->nobodys = seen->nobodys;
+}
+
+/* Reads of a packet that is nobody's what the parser had no use for, as far as it is there. A function of its own, that copies
+ * instead of comparing with the frame's end: it takes its time, and the verifier little.
+ */
+__noinline int lb_watch_look(struct xdp_md *ctx, struct lb_seen *seen)
+{
+	struct {
+		__be16 source;
+		__be16 dest;
+	} ports;
+	__u32 at = sizeof(struct ethhdr);
+	struct iphdr ip;
+	__be16 type;
+
+	if (!seen || bpf_xdp_load_bytes(ctx, at - sizeof(type), &type, sizeof(type)))
+		return 0;
+#pragma unroll
+	for (int tag = 0; tag < LB_MAX_VLAN_TAGS; tag++) {
+		if (type != bpf_htons(LB_ETHERTYPE_VLAN) && type != bpf_htons(LB_ETHERTYPE_QINQ))
+			break;
+		at += sizeof(struct vlan_hdr);
+		if (bpf_xdp_load_bytes(ctx, at - sizeof(type), &type, sizeof(type)))
+			return 0;
+	}
+	if (type != bpf_htons(LB_ETHERTYPE_IPV4) || bpf_xdp_load_bytes(ctx, at, &ip, sizeof(ip)))
+		return 0;
+	if (ip.version != 4 || ip.ihl < sizeof(ip) / 4)
+		return 0;
+	seen->source = ip.saddr;
+	seen->destination = ip.daddr;
+	seen->proto = ip.protocol;
+	at += ip.ihl * 4;
+	if (ip.protocol != IPPROTO_TCP && ip.protocol != IPPROTO_UDP)
+		return 0;
+	if (bpf_ntohs(ip.frag_off) & LB_IP_OFFSET || bpf_xdp_load_bytes(ctx, at, &ports, sizeof(ports)))
+		return 0;
+	seen->sport = ports.source;
+	seen->dport = ports.dest;
+	seen->has_ports = 1;
+	if (ip.protocol == IPPROTO_TCP)
+		bpf_xdp_load_bytes(ctx, at + LB_TCP_FLAGS_BYTE, &seen->tcp_flags, 1);
+	return 0;
+}
+
+/* Puts the frame into the record as it came and as it is now. What is not there as it came, because the watch began when the
+ * packet was under way, is read now unless it was rewritten; then nothing is to be told of it. Returns whether there is.
+ */
+static __always_inline int lb_watch_frames(struct xdp_md *ctx, struct lb_watch_scratch *scratch,
+					   const struct lb_seen *seen, __u32 kept)
+{
+	int rewritten = seen->reason >> LB_REASON_BITS <= LB_CLASS_STACK;
+
+	if (!kept && rewritten)
+		return 0;
+	scratch->event.captured = kept ? kept : lb_watch_load(ctx, scratch, 0);
+	if (rewritten)
+		scratch->event.captured_after = lb_watch_load(ctx, scratch, kept);
+	return 1;
 }
 
 /* Sends what was seen, if it is meant; with the frame, and the frame as it is now if it was rewritten, if that is wanted. */
@@ -176,8 +245,10 @@ __noinline int lb_watch_note(struct xdp_md *ctx, struct lb_seen *seen)
 
 	if (!seen || !scratch)
 		return 0;
-	/* What was kept of this packet must not be taken for what is kept of the next. */
-	kept = scratch->event.captured;
+	/* What was kept of this packet must not be taken for what is kept of the next; nor what was kept of one whose end nobody
+	 * watched any more, for which the generation is another one.
+	 */
+	kept = scratch->event.generation == LB_READ_ONCE(lb_watch.generation) ? scratch->event.captured : 0;
 	scratch->event.captured = 0;
 	scratch->event.captured_after = 0;
 	if (now > LB_READ_ONCE(lb_watch.until)) {
@@ -189,9 +260,10 @@ __noinline int lb_watch_note(struct xdp_md *ctx, struct lb_seen *seen)
 		return 0;
 	lb_watch_fill(&scratch->event, seen, now);
 	if (LB_READ_ONCE(lb_watch.wants) & LB_WATCH_FRAMES) {
-		scratch->event.captured = kept;
-		if (seen->reason >> LB_REASON_BITS <= LB_CLASS_STACK)
-			scratch->event.captured_after = lb_watch_load(ctx, scratch, kept);
+		if (!lb_watch_frames(ctx, scratch, seen, kept))
+			return 0;
+	} else if (seen->nobodys) {
+		scratch->event.captured = lb_watch_load(ctx, scratch, 0);
 	}
 	lb_watch_send(scratch);
 	scratch->event.captured = 0;
@@ -228,6 +300,7 @@ static __always_inline void lb_watch_ours(struct xdp_md *ctx, const struct lb_pa
 		.to_client = pkt->to_client,
 		.proto = pkt->proto,
 		.tcp_flags = pkt->tcp_flags,
+		.has_ports = 1,
 	};
 
 	if (reason >> LB_REASON_BITS == LB_CLASS_SENT)
@@ -237,21 +310,17 @@ static __always_inline void lb_watch_ours(struct xdp_md *ctx, const struct lb_pa
 	lb_watch_note(ctx, &seen);
 }
 
-/* Any other packet. Its addresses are known where it is dropped, which is decided for a VIP only; its ports may not be. */
+/* Any other packet: nothing but its length need be known. */
 static __always_inline void lb_watch_nobodys(struct xdp_md *ctx, const struct lb_packet *pkt, __u32 reason)
 {
 	struct lb_seen seen = {
 		.reason = reason,
 		.ifindex = ctx->ingress_ifindex,
 		.frame_len = pkt->frame_len,
+		.nobodys = 1,
 	};
 
-	if (reason >> LB_REASON_BITS != LB_CLASS_PASS) {
-		seen.source = pkt->ip->saddr;
-		seen.destination = pkt->ip->daddr;
-		/* Not the packet's: what is not set on each way here, a compiler may keep in a register that is not either. */
-		seen.proto = pkt->ip->protocol;
-	}
+	lb_watch_look(ctx, &seen);
 	lb_watch_note(ctx, &seen);
 }
 

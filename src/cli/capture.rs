@@ -34,15 +34,15 @@ pub fn capture(watching: &Watching, file: &Path, length: u32, instance: &Instanc
     // Opened first, because a pipe waits for its reader; emptied when it is sure that it will be written.
     let out = open(file)?;
     let watch = Watch::begin(&instance.pin_dir, &told)?;
-    let mut frames =
-        Frames::new(out.begin().with_context(|| writing(file))?, length).with_context(|| writing(file))?;
+    let begun = out.begin().and_then(|out| Frames::new(out, length).map_err(io));
+    let mut frames = begun.with_context(|| writing(file))?;
     crate::log::notice(&format!("capturing to {}; Ctrl-C ends it", file.display()));
     let mut count = 0_u64;
     watching.go_on(&watch, |seen| {
         let told = teller.tell(seen);
         let comment = format!("{}; {}; {}", told.what(), told.way(), seen.reason.help);
-        match frames.add(seen, told.time, comment, |index| teller.names.interface(index)) {
-            Err(PcapError::IoError(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
+        match frames.add(seen, told.time, comment, |index| teller.names.interface(index)).map_err(io) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
             written => written.with_context(|| writing(file))?,
         }
         count += 1;
@@ -61,7 +61,16 @@ fn is_usual(reason: &Reason) -> bool {
 }
 
 fn writing(file: &Path) -> String {
-    format!("could not write to {}", file.display())
+    let name = if file == Path::new("-") { "stdout".into() } else { file.display().to_string() };
+    format!("could not write to {name}")
+}
+
+/// What the system said: the crate calls every such error one of reading.
+fn io(error: PcapError) -> std::io::Error {
+    match error {
+        PcapError::IoError(error) => error,
+        other => std::io::Error::other(other),
+    }
 }
 
 /// Where frames go.

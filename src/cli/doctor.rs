@@ -1,6 +1,6 @@
 //! `xdp-lb doctor`: what ails an instance or this host, and what to do about it.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -8,23 +8,24 @@ use serde_json::Value;
 use super::Instance;
 use super::patient::find;
 use super::show::print;
+use super::stdout::say;
 use crate::log;
 use crate::net::Netlink;
 use crate::preflight::{Finding, Level, Remedy, examine, worst};
 
 /// Looks at everything and prints a line for each thing. The exit code: 0, 1 for warnings, 2 for errors.
-pub fn doctor(interface: Option<&str>, instance: &Instance, fix: bool) -> u8 {
+pub fn doctor(interface: Option<&str>, instance: &Instance, fix: bool) -> Result<u8> {
     let look = || look(interface, instance);
     let mut findings = look();
     if fix && mend(&findings) {
         findings = look();
     }
-    show(&findings, instance.json);
-    match worst(&findings) {
+    show(&findings, instance.json)?;
+    Ok(match worst(&findings) {
         Level::Ok => 0,
         Level::Warning => 1,
         Level::Error => 2,
-    }
+    })
 }
 
 /// A host that cannot be looked at is not well either.
@@ -60,20 +61,12 @@ fn mend(findings: &[Finding]) -> bool {
     !remedies.is_empty()
 }
 
-fn show(findings: &[Finding], json: bool) {
-    let out = std::io::stdout();
-    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let printed = match json {
-        true => as_json(findings).and_then(|value| print(&value, true, |_| String::new())),
-        false => {
-            let text: String = findings.iter().map(|finding| line(finding, colour)).collect();
-            // A reader that has seen enough is no error.
-            let _ = out.lock().write_all(text.as_bytes());
-            Ok(())
-        }
-    };
-    if let Err(error) = printed {
-        log::failure(&format!("{error:#}"));
+fn show(findings: &[Finding], json: bool) -> Result<()> {
+    let colour =
+        std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    match json {
+        true => print(&as_json(findings)?, true, |_| String::new()),
+        false => say(findings.iter().map(|finding| line(finding, colour)).collect::<String>()),
     }
 }
 

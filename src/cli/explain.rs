@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 
 use super::Instance;
 use super::names::Names;
+use super::obstacles::{Obstacle, obstacles};
 use super::show::print;
+use super::source::pinned;
 use crate::dataplane::{
-    Choice, Class, Explainer, Explanation, HopFound, LifeState, Mode, OnInterface, Tables, on_interfaces,
+    Choice, Class, Explainer, Explanation, HopFound, LifeState, Mode, OnInterface, Reason, on_interfaces,
 };
 use crate::model::{Protocol, Scheduler};
 use crate::net::Netlink;
@@ -34,31 +36,29 @@ const TTL: u8 = 64;
 
 /// Tells what would become of a packet that arrives on an interface; without one on that by which its sender is reached.
 pub fn explain(packet: &Packet, interface: Option<&str>, instance: &Instance) -> Result<()> {
-    let tables = Tables::open(&instance.pin_dir).with_context(|| {
-        format!(
-            "no instance has its pins in {}: is one running? (--socket and --pin-dir name another)",
-            instance.pin_dir.display()
-        )
-    })?;
+    let tables = pinned(instance)?;
     let names = Names::of(instance, &tables)?;
     let mut netlink = Netlink::open()?;
-    let on = arrives_on(packet, interface, instance, &names, &mut netlink)?;
+    let (on, guessed) = arrives_on(packet, interface, instance, &names, &mut netlink)?;
     let link = netlink.links()?.into_iter().find(|link| link.index == on.ifindex);
     let mac = link.and_then(|link| link.mac).unwrap_or([2, 0, 0, 0, 0, 1]);
     let frame = frame_of(packet, mac)?;
     let explanation = Explainer::load(&tables, on.profile)?.explain(&frame, on.ifindex)?;
-    let account = Account { packet, on, frame: &frame, explanation: &explanation, names: &names };
+    let destination = Ends::of(&explanation.frame).map(|ends| *ends.destination.ip());
+    let obstacles = obstacles(&mut netlink, on.ifindex, &explanation, destination)?;
+    let account =
+        Account { packet, on, guessed, frame: &frame, explanation: &explanation, obstacles, names: &names };
     print(&account.json(), instance.json, |_| account.text())
 }
 
-/// The interface that the packet arrives on: one that the program is on.
+/// The interface that the packet arrives on: one that the program is on. And whether that is but a guess.
 fn arrives_on(
     packet: &Packet,
     interface: Option<&str>,
     instance: &Instance,
     names: &Names,
     netlink: &mut Netlink,
-) -> Result<OnInterface> {
+) -> Result<(OnInterface, bool)> {
     let on = on_interfaces(&instance.pin_dir)?;
     let attached = || {
         let all: Vec<String> = on.iter().map(|on| names.interface(on.ifindex)).collect();
@@ -67,9 +67,10 @@ fn arrives_on(
     if let Some(name) = interface {
         let index = names.interface_called(name)?;
         let found = on.iter().find(|on| on.ifindex == index);
-        return found.copied().with_context(|| {
+        let found = found.copied().with_context(|| {
             format!("the program is not on {name}; --interface can be one of {}", attached())
-        });
+        })?;
+        return Ok((found, false));
     }
     let route = netlink.route_to(*packet.client.ip()).ok().flatten();
     let towards = route.and_then(|route| on.iter().find(|on| on.ifindex == route.ifindex));
@@ -83,7 +84,7 @@ fn arrives_on(
             attached()
         ));
     }
-    Ok(chosen)
+    Ok((chosen, towards.is_none()))
 }
 
 fn frame_of(packet: &Packet, mac: [u8; 6]) -> Result<Vec<u8>> {
@@ -107,8 +108,11 @@ fn frame_of(packet: &Packet, mac: [u8; 6]) -> Result<Vec<u8>> {
 struct Account<'a> {
     packet: &'a Packet,
     on: OnInterface,
+    /// Nothing says that the packet arrives there.
+    guessed: bool,
     frame: &'a [u8],
     explanation: &'a Explanation,
+    obstacles: Vec<Obstacle>,
     names: &'a Names,
 }
 
@@ -142,7 +146,26 @@ impl Account<'_> {
             steps.push(("next hop", vec![self.hop_text(hop)]));
         }
         steps.push(("verdict", vec![self.verdict_text()]));
+        if !self.obstacles.is_empty() {
+            let messages = self.obstacles.iter().map(|obstacle| obstacle.message.clone());
+            steps.push(("warning", messages.collect()));
+        }
         steps
+    }
+
+    /// Whether the packet comes from a backend.
+    fn is_reply(&self) -> bool {
+        let found = self.explanation.connection.as_ref().and_then(|found| found.backend);
+        found == Some(self.packet.client)
+            || ["no_connection", "wrong_interface"].contains(&self.explanation.reason.name)
+    }
+
+    /// The client, and the VIP as far as that is known: a reply has neither as its sender.
+    fn ends(&self) -> (SocketAddrV4, Option<SocketAddrV4>) {
+        match self.is_reply() {
+            true => (self.packet.vip, self.explanation.service.as_ref().map(|service| service.vip)),
+            false => (self.packet.client, Some(self.packet.vip)),
+        }
     }
 
     fn packet_text(&self) -> String {
@@ -157,8 +180,9 @@ impl Account<'_> {
 
     fn interface_text(&self) -> String {
         let delivery = if self.on.profile.stack { "delivery by the kernel" } else { "direct delivery" };
+        let guess = if self.guessed { " (a guess)" } else { "" };
         format!(
-            "{}, XDP in {} mode, {delivery}",
+            "{}{guess}, XDP in {} mode, {delivery}",
             self.names.interface(self.on.ifindex),
             mode_name(self.on.mode)
         )
@@ -207,10 +231,7 @@ impl Account<'_> {
             lines.push("no backend is on the ring: none takes new connections".to_owned());
         }
         lines.extend(choice.least.map(|least| format!("{least} has the fewest connections for its weight")));
-        lines.extend(choice.refusals.iter().map(|(backend, reason)| match backend.ip().is_unspecified() {
-            true => format!("an empty slot: {}", reason.help),
-            false => format!("not {backend}: {}", reason.help),
-        }));
+        lines.extend(refusals_text(&choice.refusals));
         lines.extend(choice.backend.map(|backend| format!("{backend} takes it")));
         if choice.no_slot {
             lines.push("the connection table has no slot for it".to_owned());
@@ -252,16 +273,21 @@ impl Account<'_> {
         let Explanation { reason, verdict, frame, out_ifindex, service, connection, choice, next_hop } =
             self.explanation;
         let interface = |index: u32| self.names.interface(index);
+        let (client, vip) = self.ends();
         json!({
             "packet": {
                 "protocol": self.packet.protocol.to_string(),
-                "client": self.packet.client,
-                "vip": self.packet.vip,
+                "source": self.packet.client,
+                "destination": self.packet.vip,
+                "direction": if self.is_reply() { "to_client" } else { "to_backend" },
+                "client": client,
+                "vip": vip,
                 "syn": self.packet.syn,
                 "frame": hex(self.frame),
             },
             "interface": {
                 "name": interface(self.on.ifindex),
+                "guessed": self.guessed,
                 "mode": mode_name(self.on.mode),
                 "profile": self.on.profile.name(),
             },
@@ -306,8 +332,29 @@ impl Account<'_> {
                 "help": reason.help,
                 "frame": hex(frame),
             },
+            "warnings": self.obstacles.iter().map(Obstacle::json).collect::<Vec<_>>(),
         })
     }
+}
+
+/// A line for each backend that was passed over, however many of its slots were tried.
+fn refusals_text(refusals: &[(SocketAddrV4, &'static Reason)]) -> Vec<String> {
+    let mut lines: Vec<(String, usize)> = Vec::new();
+    for (backend, reason) in refusals {
+        let line = match backend.ip().is_unspecified() {
+            true => format!("an empty slot: {}", reason.help),
+            false => format!("not {backend}: {}", reason.help),
+        };
+        match lines.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, times)) => *times += 1,
+            None => lines.push((line, 1)),
+        }
+    }
+    let text = |(line, times): (String, usize)| match times {
+        1 => line,
+        times => format!("{line} ({times} slots)"),
+    };
+    lines.into_iter().map(text).collect()
 }
 
 /// What of the packet's headers is another after the translation.
@@ -396,4 +443,24 @@ fn mac_text(mac: [u8; 6]) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_once() {
+        let reason = |name: &str| Reason::ALL.iter().find(|one| one.name == name).unwrap();
+        let backend = |last: u8| SocketAddrV4::new([10, 0, 0, last].into(), 80);
+        let nobody = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let full = reason("table_full");
+        let mut refusals = vec![(backend(1), full); 8];
+        refusals.extend([(backend(2), full), (nobody, reason("no_backend"))]);
+        let lines = refusals_text(&refusals);
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert_eq!(lines[0], format!("not 10.0.0.1:80: {} (8 slots)", full.help));
+        assert_eq!(lines[1], format!("not 10.0.0.2:80: {}", full.help));
+        assert!(lines[2].starts_with("an empty slot: "), "{lines:?}");
+    }
 }

@@ -21,7 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(4);
 pub fn find(mut command: Command) -> Result<Command> {
     let looks = !matches!(command, Command::Change { .. });
     let (instance, by_pins) = match &mut command {
-        Command::Show(_, instance) | Command::Top(_, instance) | Command::Change { instance, .. } => {
+        Command::Show(_, instance) | Command::Change { instance, .. } => (instance, false),
+        Command::Top(_, instance) => {
+            // It may outlive the process that it asks now, which alone knows where the pins are.
+            if let (Named::Socket, Ok(pin_dir)) = (instance.named, pins_of(&instance.socket)) {
+                (instance.pin_dir, instance.named) = (pin_dir, Named::Pins);
+            }
             (instance, false)
         }
         Command::Explain { instance, .. }
@@ -31,7 +36,10 @@ pub fn find(mut command: Command) -> Result<Command> {
     };
     match instance.named {
         Named::No if !runs(instance) => only(instance, looks)?,
-        Named::Socket if by_pins => instance.pin_dir = pins_of(&instance.socket)?,
+        Named::Socket if by_pins => {
+            instance.pin_dir = pins_of(&instance.socket)?;
+            instance.named = Named::Pins;
+        }
         _ => {}
     }
     Ok(command)

@@ -21,6 +21,9 @@ use crate::model::{AdminState, Protocol, Timeouts};
 /// As much of a frame as can be captured.
 const SNAPLEN: u32 = lb_constants::LB_SNAPSHOT_LENGTH.0;
 
+/// With less there would be frames without their ports.
+const LEAST_SNAPLEN: u32 = 64;
+
 /// How often `stats` shows figures where nothing else is said.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
 /// The same of `top`.
@@ -253,10 +256,13 @@ fn sender_word(value: &OsStr) -> Result<SocketAddrV4, Fault> {
 fn snaplen_word(value: &OsStr) -> Result<u32, Fault> {
     let right = "128";
     let length = number(value, right)?;
-    u32::try_from(length)
-        .ok()
-        .filter(|length| *length <= SNAPLEN)
-        .ok_or_else(|| fault(&format!("it is more than {SNAPLEN}"), right))
+    match u32::try_from(length) {
+        Ok(length) if length < LEAST_SNAPLEN => {
+            Err(fault(&format!("it is less than {LEAST_SNAPLEN}, which headers take"), right))
+        }
+        Ok(length) if length <= SNAPLEN => Ok(length),
+        _ => Err(fault(&format!("it is more than {SNAPLEN}"), right)),
+    }
 }
 
 fn client_word(value: &OsStr) -> Result<Ipv4Addr, Fault> {

@@ -1,7 +1,6 @@
 //! `xdp-lb completions` and `xdp-lb man`: what shells and readers need to know of the command line.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -9,16 +8,16 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use super::args::Args;
+use super::stdout::say;
 
 /// Prints the completions of a shell.
-pub fn completions(shell: Shell) {
+pub fn completions(shell: Shell) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "xdp-lb", &mut text);
     if shell == Shell::Bash {
         text = with_one_name(&text);
     }
-    // A reader that has seen enough is no error.
-    let _ = std::io::stdout().write_all(&text);
+    say(text)
 }
 
 /// clap_complete 4.6 calls the commands below one whose name has a hyphen otherwise where it looks for them than where it
@@ -40,6 +39,5 @@ pub fn manual(verb: &[String], dir: Option<&Path>) -> Result<()> {
     let page = page.with_context(|| format!("there is no command {}", verb.join(" ")))?;
     let mut text = Vec::new();
     clap_mangen::Man::new(page.clone()).render(&mut text).context("could not write the manual page")?;
-    let _ = std::io::stdout().write_all(&text);
-    Ok(())
+    say(text)
 }

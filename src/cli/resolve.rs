@@ -62,7 +62,7 @@ pub(super) fn required<T>(
 pub(super) fn path(name: &str, word: Option<&OsStr>) -> Result<Option<PathBuf>, Usage> {
     match word {
         Some(word) if word.is_empty() => {
-            Err(Usage::bad(&format!("{name} \"\""), "it is empty", &example("--config")))
+            Err(Usage::bad(&format!("{name} \"\""), "it is empty", &example(name)))
         }
         word => Ok(word.map(PathBuf::from)),
     }

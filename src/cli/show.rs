@@ -1,6 +1,5 @@
 //! The verbs that only read: status, stats, service list, backend list, connections, config show.
 
-use std::io::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use super::source::{PATIENCE, Source, no_service, process};
+use super::stdout::{say, write};
 use super::{Instance, Show, rates, tables};
 use crate::control::{Filter, backends_of, services_of};
 use crate::metrics::{Snapshot, render};
@@ -41,7 +41,7 @@ fn status(source: &Source, json: bool) -> Result<()> {
     let status = source.status()?;
     match json {
         true => print(&status, json, tables::services),
-        false => say(&render(&snapshot(&status)?, None)),
+        false => say(render(&snapshot(&status)?, None)),
     }
 }
 
@@ -67,7 +67,7 @@ fn stats(source: &Source, json: bool, interval: Duration, count: Option<u64>) ->
                 gap.to_owned() + &render(&snapshot, earlier.as_ref().map(|(last, time)| (last, *time)))
             }
         };
-        if !write(&text) {
+        if !write(&text)? {
             break;
         }
         last = Some((status, now));
@@ -97,19 +97,8 @@ fn connections(source: &Source, filter: &Filter, json: bool) -> Result<()> {
 pub(super) fn print(answer: &Value, json: bool, table: impl FnOnce(&Value) -> String) -> Result<()> {
     match json {
         true => {
-            say(&(serde_json::to_string_pretty(answer).context("could not write the answer as JSON")? + "\n"))
+            say(serde_json::to_string_pretty(answer).context("could not write the answer as JSON")? + "\n")
         }
-        false => say(&(table(answer) + "\n")),
+        false => say(table(answer) + "\n"),
     }
-}
-
-fn say(text: &str) -> Result<()> {
-    // A reader that has seen enough is no error.
-    let _ = write(text);
-    Ok(())
-}
-
-fn write(text: &str) -> bool {
-    let mut out = std::io::stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }

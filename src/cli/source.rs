@@ -1,6 +1,7 @@
 //! Where figures come from: from the process of an instance, or from what it pinned where no process is.
 
 use std::cell::Cell;
+use std::io::ErrorKind;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::find::usual_pins;
 use super::{Instance, Named};
+use crate::config::default_socket;
 use crate::control::{Ask, Client, ClientError, Filter};
 use crate::dataplane::{Clock, Entries, LifeState, Tables, Which};
 use crate::metrics::{Connections, Snapshot};
@@ -57,11 +59,11 @@ impl Source {
                 let fallback = Fallback { pin_dir, says: Cell::new(false) };
                 return Ok(Source::Process(client.patient(PATIENCE), fallback));
             }
-            Err(ClientError::NoInstance(_)) => {}
+            Err(ClientError::NoInstance(_)) if has_its_pins(instance) => {}
             Err(error) => return Err(error.into()),
         }
-        let (socket, pin_dir) = (instance.socket.display(), instance.pin_dir.display());
-        let pins = Pins::open(&instance.pin_dir).with_context(|| {
+        let pins = Pins::open(&instance.pin_dir, || {
+            let (socket, pin_dir) = (instance.socket.display(), instance.pin_dir.display());
             format!(
                 "no instance listens at {socket} or has its pins in {pin_dir}: is one running? (--socket and --pin-dir \
                  name another)"
@@ -112,7 +114,7 @@ impl Fallback {
             bail!("{why} (--pin-dir names its tables, which can be read without it)")
         };
         let context = || format!("{why}, and its tables cannot be read from {}", pin_dir.display());
-        let pins = Pins::open(pin_dir).with_context(context)?;
+        let pins = Pins::open(pin_dir, context)?;
         if self.says.replace(false) {
             say(&why, pin_dir);
         }
@@ -134,8 +136,8 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    fn open(pin_dir: &Path) -> Result<Pins> {
-        Ok(Pins { tables: Tables::open(pin_dir)?, clock: Clock::load()? })
+    fn open(pin_dir: &Path, absent: impl FnOnce() -> String) -> Result<Pins> {
+        Ok(Pins { tables: open_tables(pin_dir, absent)?, clock: Clock::load()? })
     }
 
     fn status(&self) -> Result<Value> {
@@ -188,11 +190,38 @@ pub(super) fn no_service(word: &str) -> anyhow::Error {
 pub(super) fn process(instance: &Instance) -> Result<Client> {
     match Client::connect(&instance.socket) {
         Ok(client) => Ok(client),
-        Err(error @ ClientError::NoInstance(_)) if has_pins(&instance.pin_dir) => {
+        Err(error @ ClientError::NoInstance(_)) if has_its_pins(instance) && has_pins(&instance.pin_dir) => {
             bail!("{error}; what is pinned in {} goes on without a process", instance.pin_dir.display())
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The pinned tables of an instance, whether its process runs or not.
+pub(super) fn pinned(instance: &Instance) -> Result<Tables> {
+    let pin_dir = &instance.pin_dir;
+    open_tables(pin_dir, || {
+        format!(
+            "no instance has its pins in {}: is one running? (--socket and --pin-dir name another)",
+            pin_dir.display()
+        )
+    })
+}
+
+/// `absent` says what is wrong where there are none; who may not look cannot know that.
+fn open_tables(pin_dir: &Path, absent: impl FnOnce() -> String) -> Result<Tables> {
+    Tables::open(pin_dir).with_context(|| {
+        let is_absent = pin_dir.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        match nix::unistd::geteuid().is_root() || is_absent {
+            true => absent(),
+            false => format!("only root may read the pins in {}", pin_dir.display()),
+        }
+    })
+}
+
+/// Whether its pins are known to be those of the one that listens, or listened, at its socket.
+fn has_its_pins(instance: &Instance) -> bool {
+    instance.named != Named::Socket || instance.socket == default_socket(&instance.pin_dir)
 }
 
 pub(super) fn has_pins(pin_dir: &Path) -> bool {

@@ -1,6 +1,5 @@
 //! `xdp-lb trace`: what becomes of packets, as it happens.
 
-use std::io::Write as _;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,27 +7,28 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::Instance;
+use super::headers::{End, Headers};
 use super::names::Names;
+use super::source::pinned;
+use super::stdout::write;
 use super::watching::{Watching, flags};
 use crate::dataplane::{Class, Happening, Reason, Seen, Tables, Watch, ipv4_of, now_of_records};
 use crate::model::Protocol;
 
-/// What is shown where nothing else is asked for: the life of connections, and every packet that is dropped.
+/// What is shown where nothing else is asked for: the life of connections, and every packet that is dropped, or that only the kernel may
+/// know a way for.
 const USUAL: [Happening; 4] = [Happening::Opened, Happening::Confirmed, Happening::Closed, Happening::Reset];
 
 /// Shows what is seen, a line each, until it is stopped or has shown enough.
 pub fn trace(watching: &Watching, instance: &Instance) -> Result<()> {
     let mut teller = Teller::new(instance)?;
-    let is_usual = |reason: &Reason| matches!(reason.class, Class::Drop | Class::Error);
     let told = watching.told(&teller.names, is_usual, &USUAL, None)?;
     let watch = Watch::begin(&instance.pin_dir, &told)?;
     crate::log::notice("watching; Ctrl-C ends it");
     watching.go_on(&watch, |seen| {
         let told = teller.tell(seen);
         let line = if instance.json { told.json().to_string() } else { told.text() };
-        let mut out = std::io::stdout();
-        // A reader that has seen enough is no error.
-        Ok(writeln!(out, "{line}").and_then(|()| out.flush()).is_ok())
+        write(line + "\n")
     })
 }
 
@@ -46,6 +46,7 @@ pub(super) struct Teller<'a> {
 /// What was seen, in words.
 pub(super) struct Told<'a> {
     seen: &'a Seen,
+    headers: Headers,
     pub time: SystemTime,
     interface: String,
     /// Name, VIP.
@@ -55,7 +56,7 @@ pub(super) struct Told<'a> {
 
 impl Teller<'_> {
     pub fn new(instance: &Instance) -> Result<Teller<'_>> {
-        let tables = Tables::open(&instance.pin_dir)?;
+        let tables = pinned(instance)?;
         let epoch = SystemTime::now().checked_sub(now_of_records()).unwrap_or(SystemTime::UNIX_EPOCH);
         Ok(Teller { instance, names: Names::of(instance, &tables)?, tables, epoch, looked: Instant::now() })
     }
@@ -88,6 +89,7 @@ impl Teller<'_> {
         });
         Told {
             seen,
+            headers: Headers::of(seen),
             time: self.epoch + seen.time,
             interface: self.names.interface(seen.ifindex),
             service,
@@ -98,8 +100,8 @@ impl Teller<'_> {
 
 impl Told<'_> {
     /// The client, where the packet is known to be of one or for one.
-    fn client(&self) -> Option<SocketAddrV4> {
-        let (_, source, destination) = self.seen.packet?;
+    fn client(&self) -> Option<End> {
+        let (source, destination) = self.headers.ends?;
         Some(if self.seen.to_client { destination } else { source })
     }
 
@@ -107,7 +109,7 @@ impl Told<'_> {
     pub fn what(&self) -> String {
         let reason = self.seen.reason;
         let mut words: Vec<String> = self.seen.happenings.iter().map(|one| one.name().to_owned()).collect();
-        if words.is_empty() || !matches!(reason.class, Class::Sent | Class::Stack) {
+        if words.is_empty() || is_usual(reason) || reason.class == Class::Pass {
             words.push(format!("{} {}", reason.class.name(), reason.name));
         }
         words.join(", ")
@@ -115,22 +117,21 @@ impl Told<'_> {
 
     /// Who talks to whom: the client first, whichever way the packet goes.
     pub fn way(&self) -> String {
-        let Some((protocol, source, destination)) = self.seen.packet else {
-            return format!("{} bytes", self.seen.length);
+        let Some((source, destination)) = self.headers.ends else {
+            let what = self.headers.other().map_or(String::new(), |what| what + ", ");
+            return format!("{what}{} bytes", self.seen.length);
         };
+        let protocol = self.headers.protocol.as_deref().unwrap_or("?");
         let arrow = if self.seen.to_client { "<" } else { ">" };
-        let flags = match protocol {
-            Protocol::Tcp => format!(" [{}]", flags(self.seen.tcp_flags)),
-            Protocol::Udp => String::new(),
-        };
+        let flags = self.headers.tcp_flags.map_or(String::new(), |bits| format!(" [{}]", flags(bits)));
         let Some((name, vip)) = &self.service else {
-            return format!("{protocol} {} > {}{flags}", endpoint(source), endpoint(destination));
+            return format!("{protocol} {source} > {destination}{flags}");
         };
         let service = match *name == vip.to_string() {
             true => name.clone(),
             false => format!("{name} {vip}"),
         };
-        let client = self.client().map_or_else(String::new, endpoint);
+        let client = self.client().map_or_else(String::new, |client| client.to_string());
         let backend = self.backend.map_or_else(String::new, |backend| format!(" {arrow} {backend}"));
         format!("{protocol} {client} {arrow} {service}{backend}{flags}")
     }
@@ -140,6 +141,7 @@ impl Told<'_> {
         let reason = self.seen.reason;
         let help = match reason.class {
             Class::Drop | Class::Error => format!(": {}", reason.help),
+            Class::Stack if is_usual(reason) => format!(": {}", reason.help),
             _ => String::new(),
         };
         format!("{time} {} {} {}{help}", self.interface, self.what(), self.way())
@@ -147,6 +149,7 @@ impl Told<'_> {
 
     fn json(&self) -> Value {
         let since = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let ends = self.headers.ends;
         let events: Vec<&str> = self.seen.happenings.iter().map(|one| one.name()).collect();
         json!({
             "time": humantime::format_rfc3339_nanos(self.time).to_string(),
@@ -159,20 +162,25 @@ impl Told<'_> {
                 true => "to_client",
                 false => "to_backend",
             }),
-            "protocol": self.seen.packet.map(|(protocol, ..)| protocol.to_string()),
-            "client": self.client(),
-            "source": self.seen.packet.map(|(_, source, _)| source),
-            "destination": self.seen.packet.map(|(.., destination)| destination),
+            "protocol": self.headers.protocol,
+            "ether_type": self.headers.ether_type.map(|number| format!("0x{number:04x}")),
+            "client": self.client().map(|client| client.to_string()),
+            "source": ends.map(|(source, _)| source.to_string()),
+            "destination": ends.map(|(_, destination)| destination.to_string()),
             "service": self.service.as_ref().map(|(name, _)| name),
             "vip": self.service.as_ref().map(|(_, vip)| vip),
             "backend": self.backend,
-            "tcp_flags": flags(self.seen.tcp_flags),
+            "tcp_flags": flags(self.headers.tcp_flags.unwrap_or(0)),
             "length": self.seen.length,
         })
     }
 }
 
-/// Without the port where that is not known.
-fn endpoint(address: SocketAddrV4) -> String {
-    if address.port() == 0 { address.ip().to_string() } else { address.to_string() }
+/// What is dropped, and replies that the kernel may have no route for: who waits for them sees as little of them.
+fn is_usual(reason: &Reason) -> bool {
+    match reason.class {
+        Class::Drop | Class::Error => true,
+        Class::Stack => reason.name == "route_by_kernel",
+        Class::Sent | Class::Pass => false,
+    }
 }

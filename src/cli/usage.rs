@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::examples::{example, form};
+use super::stdout::say;
+use crate::log;
 
 const TRY_HELP: &str = "Try 'xdp-lb --help' for all options and examples.";
 
@@ -22,12 +24,15 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Prints the message where it belongs and gives the process's exit code. A closed pipe is no error.
+    /// Prints the message where it belongs and gives the process's exit code.
     pub fn report(&self) -> ExitCode {
-        let _closed_pipe = match self.to_stdout {
-            true => writeln!(std::io::stdout(), "{}", self.message),
-            false => writeln!(std::io::stderr(), "{}", self.message),
-        };
+        if !self.to_stdout {
+            // Nobody is left to hear why not.
+            let _ = writeln!(std::io::stderr(), "{}", self.message);
+        } else if let Err(error) = say(format!("{}\n", self.message)) {
+            log::failure(&format!("{error:#}"));
+            return ExitCode::FAILURE;
+        }
         ExitCode::from(self.exit_code)
     }
 

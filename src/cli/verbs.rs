@@ -42,10 +42,10 @@ pub(super) enum Verb {
     },
     /// Tell what would become of a packet, step by step
     Explain {
-        /// Who sends it
+        /// Who sends it; of a reply the backend
         #[arg(value_name = "CLIENT:PORT", required = true)]
         client: Option<OsString>,
-        /// For whom it is: ADDR:PORT[/tcp|/udp]
+        /// For whom it is: ADDR:PORT[/tcp|/udp]; of a reply the client
         #[arg(value_name = "VIP:PORT", required = true)]
         vip: Option<OsString>,
         /// It opens a connection of TCP, instead of belonging to one
@@ -79,7 +79,7 @@ pub(super) enum Verb {
     },
     /// See on a screen which backend is ill; keys sort, filter and drain
     Top {
-        /// How often [default: 1s]
+        /// How often, and how long --once looks [default: 1s]
         #[arg(long, value_name = "DURATION")]
         interval: Option<OsString>,
         /// Print one screen and end
@@ -88,7 +88,7 @@ pub(super) enum Verb {
         /// No colours, as with NO_COLOR
         #[arg(long)]
         no_color: bool,
-        /// Where that instance listens [default: /run/xdp-lb/ and the last part of DIR]
+        /// Where that instance listens [default: the only one that runs; with --pin-dir /run/xdp-lb/ and the last part of DIR]
         #[arg(long, value_name = "PATH")]
         socket: Option<OsString>,
         /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
@@ -207,7 +207,7 @@ pub(super) enum Verb {
 /// Which instance, and how to print what it says.
 #[derive(Debug, Args)]
 pub(super) struct Target {
-    /// Where that instance listens [default: /run/xdp-lb/ and the last part of DIR]
+    /// Where that instance listens [default: the only one that runs; with --pin-dir /run/xdp-lb/ and the last part of DIR]
     #[arg(long, value_name = "PATH", global = true)]
     pub(super) socket: Option<OsString>,
     /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
@@ -231,7 +231,7 @@ pub(super) struct WatchArgs {
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub(super) backend: Option<OsString>,
     /// Those that end like this: table_full, drop/no_backend, a whole class (sent, stack, pass, drop, error), or do this to
-    /// their connection: opened, confirmed, closed, reset; can be repeated
+    /// their connection: opened, confirmed, closed, reset, revived, syn_retransmit, rst; can be repeated
     #[arg(long = "reason", value_name = "REASON")]
     pub(super) reasons: Vec<OsString>,
     /// End after so many

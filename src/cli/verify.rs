@@ -1,10 +1,9 @@
 //! `xdp-lb verify`: does this kernel take the programs?
 
-use std::io::Write as _;
-
 use anyhow::Result;
 use comfy_table::{Table, presets};
 
+use super::stdout::say;
 use crate::dataplane::{Budget, Verified, kernel_release, verify_all};
 
 /// Has the kernel verify every program in every profile and prints what it says of each. Fails, too, if one has grown beyond
@@ -24,8 +23,7 @@ pub fn verify() -> Result<()> {
             verified.stack.clone(),
         ]);
     }
-    // A reader that has seen enough is no error.
-    let _ = writeln!(std::io::stdout(), "{}", table.trim_fmt());
+    say(table.trim_fmt() + "\n")?;
     if !budget.is_known() {
         tracing::info!("there are no figures to compare with for {}", budget.pair);
     }

@@ -1,9 +1,8 @@
 //! `xdp-lb veth-peer`: lets frames that XDP sends out of a veth arrive at its far end.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, Result};
 
+use super::stdout::say;
 use crate::dataplane::{attach_peer, detach_peer};
 use crate::net::Netlink;
 
@@ -19,6 +18,5 @@ pub fn veth_peer(interface: &str, remove: bool) -> Result<()> {
         true if detach_peer(link.index, &link.name)? => "has no XDP program any more",
         true => "has no XDP program",
     };
-    let _ = writeln!(std::io::stdout(), "{interface} {text}");
-    Ok(())
+    say(format!("{interface} {text}\n"))
 }

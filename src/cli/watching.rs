@@ -73,6 +73,7 @@ impl Watching {
         frames: Option<u32>,
     ) -> Result<WatchFor> {
         let service = self.service.as_deref().map(|word| names.service_called(word)).transpose()?;
+        self.backend.map(|word| names.backend_called(word, service)).transpose()?;
         let (reasons, events) = match self.reasons.is_empty() && self.events.is_empty() {
             true => (Reason::ALL.iter().filter(|reason| usual(reason)).collect(), usual_events.to_vec()),
             false => (self.reasons.clone(), self.events.clone()),

@@ -3,7 +3,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::ledger::Ledger;
-use super::{say, take_down};
+use super::take_down;
 use crate::dataplane::{Busy, PEER, PROGRAM, PinDir, detach_peer, pin_dir_of, program_name, program_on};
 use crate::net::Netlink;
 
@@ -11,8 +11,9 @@ use crate::net::Netlink;
 /// addresses it assigned, and what else it changed on this host; and the program of `veth-peer` from this interface.
 ///
 /// An interface that nothing of ours is on is what was asked for, and no error. One that does not exist may have been deleted
-/// since; where nothing of the instance's was, it is a slip of the pen, and must not end what still works.
-pub fn detach(interface: &str, pin_dir: &Path) -> Result<()> {
+/// since; where nothing of the instance's was, it is a slip of the pen, and must not end what still works. `say` is told what
+/// was removed.
+pub fn detach(interface: &str, pin_dir: &Path, say: &dyn Fn(&str)) -> Result<()> {
     let ifindex = Netlink::open()?.link(interface)?.map(|link| link.index);
     let pins = match PinDir::open(pin_dir) {
         Ok(pins) => pins,
@@ -41,7 +42,7 @@ pub fn detach(interface: &str, pin_dir: &Path) -> Result<()> {
     }
     ensure!(known, "there is no interface {interface}, and there are no pins in {}", pin_dir.display());
     if let Some(ifindex) = ifindex {
-        removed |= clear(interface, ifindex)?;
+        removed |= clear(interface, ifindex, say)?;
     }
     if !removed {
         say(&format!("nothing of xdp-lb is on {interface}\n"));
@@ -92,7 +93,7 @@ fn clean_up(pins: PinDir) -> Result<()> {
 }
 
 /// Detaches the program of `veth-peer`. Other programs of ours belong to another instance.
-fn clear(interface: &str, ifindex: u32) -> Result<bool> {
+fn clear(interface: &str, ifindex: u32, say: &dyn Fn(&str)) -> Result<bool> {
     let Some(id) = program_on(ifindex) else { return Ok(false) };
     match program_name(id).as_deref() {
         Some(PEER) => {

@@ -22,6 +22,8 @@ use crate::model::Protocol;
 
 /// How long the programs go on after the last sign of life of who watches.
 const LEASE: Duration = Duration::from_secs(5);
+/// Of a packet that is nobody's: its headers, so that whoever is shown it knows what it is.
+const HEADERS: u32 = 128;
 /// How often a sign of life is given, at least.
 const RENEWAL: Duration = Duration::from_secs(1);
 /// Records that are taken at once: who watches is to be heard, too, where more come than can be shown.
@@ -114,15 +116,18 @@ pub struct Seen {
     pub to_client: bool,
     /// The whole frame's bytes.
     pub length: u32,
-    /// Protocol, source and destination as it came; `None` where they are not known. Ports are 0 where those are not.
+    /// Protocol, source and destination as it came; `None` where they are not known, or not TCP's or UDP's over IPv4.
     pub packet: Option<(Protocol, SocketAddrV4, SocketAddrV4)>,
+    /// Whether its ports are known; else they are 0.
+    pub has_ports: bool,
     /// The TCP flags as in the header.
     pub tcp_flags: u8,
     /// The row of its service; 0: none.
     pub service: u16,
     /// The row of its backend; 0: none.
     pub backend: u16,
-    /// What was kept of the frame as it came, if frames are watched.
+    /// What was kept of the frame as it came, if frames are watched; of one that is neither a client's nor a backend's its
+    /// headers in any case.
     pub frame: Vec<u8>,
     /// And as it left, if it was rewritten.
     pub after: Option<Vec<u8>>,
@@ -221,6 +226,7 @@ impl Watch {
             let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
             (address.to_bits() & mask, mask)
         });
+        let before = self.tables.data_watch.get(0).context("the table data_watch is empty")?;
         let row = lb_watch {
             // Not yet: packets look at the rest once this is not 0.
             wants: 0,
@@ -237,7 +243,8 @@ impl Watch {
             backend_port: backend.1.unwrap_or(0).to_be(),
             sample: what.sample.unwrap_or(1),
             rate: what.rate,
-            length: what.frames.unwrap_or(0).min(lb_constants::LB_SNAPSHOT_LENGTH.0),
+            length: what.frames.unwrap_or(HEADERS).min(lb_constants::LB_SNAPSHOT_LENGTH.0),
+            generation: before.generation.wrapping_add(1),
             ..Default::default()
         };
         self.tables.data_watch.set(0, row)?;
@@ -256,13 +263,28 @@ impl Watch {
         self.until.set(new);
         if now() > old {
             self.lapses.set(self.lapses.get() + 1);
-            // A packet that came too late has switched it off.
+            // A packet that came too late has switched it off. What was kept of others by then has lost its end.
+            self.begin_generation();
             self.store_wants(self.wants);
         }
         if !self.pin.exists() {
             bail!("the instance has ended: {} is gone", self.pin.display());
         }
         Ok(())
+    }
+
+    /// What was kept of frames before this is of no use any more. Only the one who holds the lease writes it.
+    fn begin_generation(&self) {
+        // The word that it is a half of.
+        const WORD: usize = offset_of!(lb_watch, generation) & !3;
+        let (Some(word), Some(row)) = (self.tables.data_watch.quad(0, WORD), self.tables.data_watch.get(0))
+        else {
+            return;
+        };
+        let mut bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+        bytes[offset_of!(lb_watch, generation) - WORD..]
+            .copy_from_slice(&(row.generation.wrapping_add(1)).to_ne_bytes());
+        word.store(u32::from_ne_bytes(bytes), Ordering::Release);
     }
 
     fn store_wants(&self, wants: u32) {
@@ -355,6 +377,7 @@ fn seen(bytes: &[u8]) -> Option<Seen> {
         to_client: event.to_client != 0,
         length: event.frame_len,
         packet: Protocol::from_number(event.proto).map(|protocol| (protocol, ends.0, ends.1)),
+        has_ports: event.has_ports != 0,
         tcp_flags: event.tcp_flags,
         service: event.service,
         backend: event.backend,

@@ -15,6 +15,8 @@ fn backend(address: &str, state: &str, connections: u64) -> BackendFigures {
         to_backend: counter,
         to_client: counter,
         events,
+        unanswered_syns: 0,
+        refused_syns: 0,
         checks: CheckFigures { passed: connections, unchecked: 1, ..CheckFigures::default() },
         health: None,
     }

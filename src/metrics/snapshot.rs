@@ -126,6 +126,12 @@ pub struct BackendFigures {
     /// What became of its connections.
     #[serde(default)]
     pub events: BackendEvents,
+    /// How many SYNs were sent to it since its last SYN-ACK. Counted from 0 again when that has it checked.
+    #[serde(default)]
+    pub unanswered_syns: u32,
+    /// How many of them it refused.
+    #[serde(default)]
+    pub refused_syns: u32,
     /// What checks of it found.
     #[serde(default)]
     pub checks: CheckFigures,
@@ -370,6 +376,7 @@ fn backend(
     state: &'static str,
     counters: &lb_backend_counters,
 ) -> Result<BackendFigures> {
+    let answers = tables.backend_answers.get(usize::from(index)).unwrap_or_default();
     Ok(BackendFigures {
         address: SocketAddrV4::new(ipv4_of(row.addr), u16::from_be(row.port)),
         state: state.to_owned(),
@@ -381,6 +388,8 @@ fn backend(
         to_backend: Counter::from(&counters.to_backend),
         to_client: Counter::from(&counters.to_client),
         events: events(tables, index)?,
+        unanswered_syns: answers.unanswered,
+        refused_syns: answers.refused,
         checks: checks(tables, index)?,
         health: None,
     })

@@ -49,6 +49,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Whether it was set up (`IFF_UP`). It may still have no carrier.
     pub up: bool,
+    /// Whether it can send now (`IFF_RUNNING`): it was set up, and has a carrier.
+    pub running: bool,
     /// Whether its frames have Ethernet headers (`ARPHRD_ETHER`).
     pub ethernet: bool,
     /// Whether it is the loopback interface (`IFF_LOOPBACK`).
@@ -178,6 +180,7 @@ fn parse(payload: &[u8]) -> Result<Option<Link>> {
         mtu: 0,
         kind: None,
         up: header.flags.contains(LinkFlags::Up),
+        running: header.flags.contains(LinkFlags::Running),
         ethernet,
         loopback: header.flags.contains(LinkFlags::Loopback),
         peer: None,
@@ -266,6 +269,8 @@ mod tests {
                 mtu: 1400,
                 kind: Some("veth".into()),
                 up: true,
+                // Without its far end it has no carrier.
+                running: false,
                 ethernet: true,
                 loopback: false,
                 peer: Some(Peer { index: link(&mut netlink, "far")?.index, netns: None }),

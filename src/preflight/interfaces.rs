@@ -146,6 +146,7 @@ mod tests {
             mtu: 1500,
             kind: None,
             up,
+            running: up,
             ethernet,
             loopback: false,
             peer: None,

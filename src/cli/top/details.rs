@@ -5,7 +5,7 @@ use ratatui::style::Style;
 use ratatui::widgets::{Sparkline, Widget as _};
 
 use super::canvas::Canvas;
-use super::diagnosis::last_error;
+use super::diagnosis::{last_error, since};
 use super::figures::cells;
 use super::text;
 use super::view::{BackendRow, ServiceRow, View};
@@ -149,8 +149,10 @@ fn checks(view: &View, backend: &BackendRow) -> Vec<(&'static str, String)> {
         Some(false) => "finds it down",
         None => "not now",
     };
-    let since = health.last_change;
-    let since = since.map_or(String::new(), |at| format!(" for {}", text::ago(view.wall - at)));
+    let since = match health.up {
+        Some(_) => format!(" {}", since(&backend.counted, view.wall)),
+        None => String::new(),
+    };
     let took =
         health.latency_ms.map_or(String::new(), |took| format!(", the last good one took {took:.1} ms"));
     let counts = format!(

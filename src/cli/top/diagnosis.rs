@@ -72,10 +72,9 @@ pub(super) fn diagnose(
     match backend.state.as_str() {
         "up" => {}
         "down" => {
-            let since = backend.health.as_ref().and_then(|health| health.last_change);
-            let since = since.map_or(String::new(), |at| format!(" for {}", text::ago(wall - at)));
+            let since = since(backend, wall);
             let why = error.unwrap_or_else(|| "no check has said why".into());
-            return Diagnosis::new(Grade::Ill, format!("down{since}: {why}"));
+            return Diagnosis::new(Grade::Ill, format!("down {since}: {why}"));
         }
         state => return Diagnosis::new(Grade::Off, off(backend, state, error)),
     }
@@ -89,6 +88,15 @@ pub(super) fn diagnose(
         return Diagnosis::new(Grade::Suspect, format!("checks fail: {why}"));
     }
     odd(recent, usual).unwrap_or_else(|| Diagnosis::new(Grade::Well, ""))
+}
+
+/// How long it is up or down. A process knows no more than it saw itself.
+pub(super) fn since(backend: &BackendFigures, wall: f64) -> String {
+    match backend.health.as_ref().map(|health| health.last_change) {
+        Some(Some(at)) => format!("for {}", text::ago(wall - at)),
+        Some(None) => "since this process began, or longer".to_owned(),
+        None => "since nobody knows when".to_owned(),
+    }
 }
 
 /// What is to be known of one that an operator takes connections from.
@@ -116,9 +124,18 @@ fn does_not_answer(recent: &Recent) -> Option<Diagnosis> {
         let why = format!("refuses: {} RSTs and no SYN-ACK in {seconds:.0} s", recent.rsts);
         return Some(Diagnosis::new(Grade::Ill, why));
     }
-    (recent.syn_retransmits >= 2).then(|| {
+    if recent.syn_retransmits >= 2 {
         let why =
             format!("silent: {} SYNs repeated and no SYN-ACK in {seconds:.0} s", recent.syn_retransmits);
+        return Some(Diagnosis::new(Grade::Ill, why));
+    }
+    // However long ago that was: a second, as one screen takes, has too few SYNs.
+    if recent.refused >= 2 {
+        let why = format!("refuses: {} connections since its last SYN-ACK", recent.refused);
+        return Some(Diagnosis::new(Grade::Ill, why));
+    }
+    (recent.unanswered >= 2).then(|| {
+        let why = format!("silent: {} SYNs since its last SYN-ACK", recent.unanswered);
         Diagnosis::new(Grade::Ill, why)
     })
 }

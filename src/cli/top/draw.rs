@@ -136,7 +136,14 @@ pub(super) fn plain(top: &mut Top, width: u16) -> String {
 /// What a buffer shows, without blanks at the ends of lines.
 pub(super) fn text_of(buffer: &Buffer) -> String {
     let line = |cells: &[ratatui::buffer::Cell]| {
-        let line: String = cells.iter().map(ratatui::buffer::Cell::symbol).collect();
+        let (mut line, mut next) = (String::new(), 0);
+        for (x, cell) in cells.iter().enumerate() {
+            // A wide character has two cells, of which the second is blank.
+            if x >= next {
+                line.push_str(cell.symbol());
+                next = x + text::columns(cell.symbol()).max(1);
+            }
+        }
         line.trim_end().to_owned() + "\n"
     };
     buffer.content.chunks(usize::from(buffer.area.width).max(1)).map(line).collect()
@@ -237,7 +244,7 @@ fn name_width(view: &View, width: u16) -> u16 {
     const LEAST: usize = 14;
     let backends = view.services.iter().flat_map(|service| &service.backends);
     let longest = backends.map(|backend| backend.key.address.to_string().len()).max().unwrap_or(0);
-    let titles = view.services.iter().map(|service| service.title().chars().count());
+    let titles = view.services.iter().map(|service| text::columns(&service.title()));
     let title = titles.max().filter(|_| width >= ROOMY).unwrap_or(0).saturating_sub(BESIDE).min(MOST);
     MARKS + u16::try_from(longest.max(title).max(LEAST)).unwrap_or(u16::MAX)
 }
@@ -306,9 +313,9 @@ fn service_line(service: &ServiceRow, columns: &[(Column, u16)], y: u16, canvas:
     let up = format!("{}/{} up", service.up, service.backends.len());
     let room = usize::from(width.saturating_sub(MARKS)).saturating_sub(up.len() + 1);
     let title = service.title();
-    let title = if title.chars().count() <= room { title } else { service.short() };
+    let title = if text::columns(&title) <= room { title } else { service.short() };
     let room = u16::try_from(room).unwrap_or(0);
-    let length = u16::try_from(title.chars().count()).unwrap_or(u16::MAX).min(room);
+    let length = u16::try_from(text::columns(&title)).unwrap_or(u16::MAX).min(room);
     canvas.put(MARKS, y, room, &title, style);
     let alarm = canvas.theme.of_grade(service.grade);
     let (mark, style) = if service.up == 0 { (service.grade.mark(), alarm) } else { (" ", Style::new()) };
@@ -364,12 +371,12 @@ fn drops(rows: &[DropRow], canvas: &mut Canvas<'_>) {
         canvas.line(0, &format!("  DROPS: {}", all.join(", ")), canvas.theme.strong());
         return;
     }
-    let title = format!("  {:<20} {:>6} {:>11}", "DROPS BY REASON", "PKT/S", "PACKETS");
+    let title = format!("  {:<22} {:>6} {:>11}", "DROPS BY REASON", "PKT/S", "PACKETS");
     canvas.line(0, &title, canvas.theme.strong());
     for (y, row) in (1..).zip(rows) {
-        let error = if row.class == "error" { "error: " } else { "" };
-        let name = format!("{error}{}", row.name);
-        let text = format!("  {name:<20} {:>6} {:>11}  {}", rate(row), row.packets, row.help);
+        let class = if row.class == "drop" { String::new() } else { format!("{}: ", row.class) };
+        let name = format!("{class}{}", row.name);
+        let text = format!("  {name:<22} {:>6} {:>11}  {}", rate(row), row.packets, row.help);
         let now = row.rate.is_some_and(|rate| rate > 0.0);
         let style = if now { canvas.theme.strong() } else { Style::new() };
         canvas.line(y, &text, style);

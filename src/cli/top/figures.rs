@@ -82,6 +82,9 @@ pub(super) struct Recent {
     pub syn_retransmits: u64,
     pub rsts: u64,
     pub checks_failed: u64,
+    /// SYNs that have waited since before that time for the backend's next SYN-ACK, and those of them that it refused.
+    pub unanswered: u32,
+    pub refused: u32,
 }
 
 impl Recent {
@@ -94,6 +97,8 @@ impl Recent {
         self.syn_retransmits += other.syn_retransmits;
         self.rsts += other.rsts;
         self.checks_failed += other.checks_failed;
+        self.unanswered += other.unanswered;
+        self.refused += other.refused;
     }
 
     pub fn per_second(&self, count: u64) -> f64 {
@@ -110,6 +115,8 @@ struct Mark {
     syn_retransmits: u64,
     rsts: u64,
     checks_failed: u64,
+    unanswered: u32,
+    refused: u32,
 }
 
 impl Mark {
@@ -121,6 +128,8 @@ impl Mark {
             syn_retransmits: backend.events.syn_retransmits,
             rsts: backend.events.rsts,
             checks_failed: backend.health.as_ref().map_or(0, |health| health.failures),
+            unanswered: backend.unanswered_syns,
+            refused: backend.refused_syns,
         }
     }
 
@@ -132,6 +141,9 @@ impl Mark {
             syn_retransmits: self.syn_retransmits.saturating_sub(earlier.syn_retransmits),
             rsts: self.rsts.saturating_sub(earlier.rsts),
             checks_failed: self.checks_failed.saturating_sub(earlier.checks_failed),
+            // What was sent a moment ago may be answered yet.
+            unanswered: self.unanswered.min(earlier.unanswered),
+            refused: self.refused.min(earlier.refused),
         }
     }
 }

@@ -3,6 +3,7 @@
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::columns::Column;
+use super::figures::Key;
 use super::state::{Action, Prompt, Top};
 use crate::model::AdminState;
 
@@ -40,12 +41,12 @@ pub(super) fn key(top: &mut Top, key: KeyEvent) -> Action {
             list(top, key.code)
         }
         Some(Prompt::Help) => Action::Nothing,
-        Some(Prompt::Filter { before }) => {
-            filter(top, key.code, before);
+        Some(Prompt::Filter { before, selected }) => {
+            filter(top, key.code, before, selected);
             Action::Nothing
         }
         Some(Prompt::Confirm(proposal)) => match key.code {
-            KeyCode::Char('y') => {
+            KeyCode::Char('y') if top.question_was_read() => {
                 top.message = Some(("asking the instance ...".into(), false));
                 Action::Change(Box::new(proposal.ask()))
             }
@@ -79,14 +80,23 @@ fn list(top: &mut Top, code: KeyCode) -> Action {
         }
         KeyCode::Char('s' | '>') => top.sort_by(top.sort.beside(1)),
         KeyCode::Char('<') => top.sort_by(top.sort.beside(-1)),
-        KeyCode::Char('!') => top.sort_by(Column::State),
+        KeyCode::Char('!') => {
+            (top.sort, top.reverse) = (Column::State, false);
+            top.arrange();
+        }
         KeyCode::Char('r') => {
             top.reverse = !top.reverse;
             top.start_over();
         }
-        KeyCode::Char('/') => top.prompt = Some(Prompt::Filter { before: top.filter.clone() }),
+        KeyCode::Char('/') => {
+            let selected = top.selected.clone().filter(|_| top.chosen);
+            top.prompt = Some(Prompt::Filter { before: top.filter.clone(), selected });
+        }
         KeyCode::Esc if top.details => top.details = false,
-        KeyCode::Esc => set_filter(top, String::new()),
+        KeyCode::Esc => {
+            top.filter = String::new();
+            top.arrange();
+        }
         KeyCode::Char('d') => top.propose(AdminState::Drain),
         KeyCode::Char('D') => top.propose(AdminState::Disabled),
         KeyCode::Char('e') => top.propose(AdminState::Enabled),
@@ -97,23 +107,25 @@ fn list(top: &mut Top, code: KeyCode) -> Action {
 }
 
 /// Each key of a filter is followed at once.
-fn filter(top: &mut Top, code: KeyCode, before: String) {
+fn filter(top: &mut Top, code: KeyCode, before: String, selected: Option<Key>) {
     let mut text = top.filter.clone();
     match code {
         KeyCode::Enter => return,
-        KeyCode::Esc => return set_filter(top, before),
+        // As before, the selection too.
+        KeyCode::Esc => {
+            top.filter = before;
+            top.chosen = selected.is_some();
+            top.selected = selected;
+            return top.arrange();
+        }
         KeyCode::Backspace => drop(text.pop()),
         KeyCode::Char(c) if !c.is_control() => text.push(c),
         _ => {}
     }
     top.details = false;
-    top.prompt = Some(Prompt::Filter { before });
+    top.prompt = Some(Prompt::Filter { before, selected });
     if text != top.filter {
-        set_filter(top, text);
+        top.filter = text;
+        top.start_over();
     }
-}
-
-fn set_filter(top: &mut Top, text: String) {
-    top.filter = text;
-    top.start_over();
 }

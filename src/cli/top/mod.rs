@@ -18,7 +18,7 @@ mod tests;
 mod text;
 mod view;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use ratatui::crossterm::event::Event as Input;
 use ratatui::crossterm::terminal;
 
 use super::Instance;
+use super::stdout::say;
 use crate::control::Ask;
 use canvas::Theme;
 use feed::{Event, Figures};
@@ -80,6 +81,7 @@ fn run(
     loop {
         let draw = |frame: &mut ratatui::Frame| draw::screen(top, frame.area(), frame.buffer_mut(), theme);
         screen.draw(draw).context("could not draw on the terminal")?;
+        top.drawn(Instant::now());
         let mut next = Some(events.recv().context("nothing happens any more")?);
         // What came meanwhile is drawn together.
         while let Some(event) = next {
@@ -144,9 +146,7 @@ fn once(show: &Show, instance: &Instance) -> Result<()> {
     top.take(figures.read()?);
     std::thread::sleep(show.interval);
     top.take(figures.read()?);
-    // A reader that has seen enough is no error.
-    let _ = std::io::stdout().write_all(draw::plain(&mut top, width()).as_bytes());
-    Ok(())
+    say(draw::plain(&mut top, width()))
 }
 
 fn width() -> u16 {

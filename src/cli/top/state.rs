@@ -1,13 +1,16 @@
 //! What is shown of the figures, and what keys make of that. No I/O: an [`Action`] says what is to be done.
 
 use std::net::SocketAddrV4;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::columns::Column;
 use super::figures::{History, Key, Reading};
 use super::view::{Line, View};
 use crate::control::{Ask, BackendChange, Done};
 use crate::model::AdminState;
+
+/// Nobody reads a question in less time.
+pub(super) const READING: Duration = Duration::from_millis(100);
 
 /// What an operator sees, and may do.
 pub(super) struct Top {
@@ -29,6 +32,8 @@ pub(super) struct Top {
     pub page: usize,
     pub details: bool,
     pub prompt: Option<Prompt>,
+    /// Since when the question is on the screen.
+    pub asked: Option<Instant>,
     /// What became of the last key or change, and whether that is bad.
     pub message: Option<(String, bool)>,
     /// Since when nobody answers, and what is wrong.
@@ -40,8 +45,8 @@ pub(super) struct Top {
 /// What is asked of the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Prompt {
-    /// A filter, and the one before it.
-    Filter { before: String },
+    /// A filter, the one before it, and what the operator had selected.
+    Filter { before: String, selected: Option<Key> },
     /// Whether to carry out a change.
     Confirm(Proposal),
     /// Nothing: it explains.
@@ -118,6 +123,7 @@ impl Top {
             page: 1,
             details: false,
             prompt: None,
+            asked: None,
             message: None,
             lost: None,
             place,
@@ -233,6 +239,18 @@ impl Top {
         (self.chosen, self.scroll) = (false, 0);
     }
 
+    /// Everything is on the screen now.
+    pub fn drawn(&mut self, at: Instant) {
+        if matches!(self.prompt, Some(Prompt::Confirm(_))) {
+            self.asked.get_or_insert(at);
+        }
+    }
+
+    /// Whether the operator can have read the question: keys that were typed ahead are no answer to it.
+    pub fn question_was_read(&self) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() >= READING)
+    }
+
     /// Asks before a change of the selected backend, if there can be one.
     pub fn propose(&mut self, state: AdminState) {
         let found = self.view.as_ref().zip(self.selected.as_ref());
@@ -257,6 +275,7 @@ impl Top {
         match refused {
             Some(why) => self.message = Some((why, true)),
             None => {
+                self.asked = None;
                 self.prompt = Some(Prompt::Confirm(Proposal {
                     service: service.short(),
                     vip: service.vip,

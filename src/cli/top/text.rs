@@ -80,7 +80,8 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     flow(&words, " ", width)
 }
 
-fn columns(text: &str) -> usize {
+/// As wide as it is on a screen.
+pub(super) fn columns(text: &str) -> usize {
     ratatui::text::Span::raw(text).width()
 }
 

@@ -10,7 +10,7 @@ use super::diagnosis::{Diagnosis, Grade, diagnose, usual_handshake};
 use super::figures::{History, Key, Reading, keyed};
 use super::text;
 use crate::dataplane::Class;
-use crate::metrics::{BackendFigures, ServiceFigures};
+use crate::metrics::{BackendFigures, ReasonFigures, ServiceFigures};
 
 /// One reading, ready to be shown.
 pub(super) struct View {
@@ -20,7 +20,7 @@ pub(super) struct View {
     pub wall: f64,
     pub overview: Overview,
     pub services: Vec<ServiceRow>,
-    /// Packets that were dropped, most frequent now first.
+    /// Packets that were dropped, or may have been by the kernel, most frequent now first.
     pub drops: Vec<DropRow>,
 }
 
@@ -216,12 +216,18 @@ impl Overview {
     fn of(reading: &Reading, history: &History, services: &[ServiceRow]) -> Overview {
         let snapshot = &reading.snapshot;
         let backends = || services.iter().flat_map(|service| &service.backends);
-        let of_grade = |grade| backends().filter(|one| one.diagnosis.grade == grade).count();
+        // One that serves several services is one, and as ill as it is for any of them.
+        let mut grades: HashMap<(SocketAddrV4, &str), Grade> = HashMap::new();
+        for one in backends() {
+            let grade = grades.entry((one.key.address, &one.key.protocol)).or_insert(one.diagnosis.grade);
+            *grade = one.diagnosis.grade.min(*grade);
+        }
+        let of_grade = |grade| grades.values().filter(|one| **one == grade).count();
         let balanced = history.classes(&[Class::Sent, Class::Stack]);
         let mut rates = backends().filter_map(|backend| backend.figures.rates);
         let first = rates.next().map(|rates| rates.connections);
         Overview {
-            backends: backends().count(),
+            backends: grades.len(),
             ill: of_grade(Grade::Ill),
             suspect: of_grade(Grade::Suspect),
             dead: services.iter().filter(|service| service.up == 0).count(),
@@ -238,8 +244,13 @@ impl Overview {
 
 fn drops(reading: &Reading, history: &History) -> Vec<DropRow> {
     let dropped = [Class::Drop.name(), Class::Error.name()];
+    // Replies that the kernel may have no route for are as good as dropped where it has none.
+    let is_lost = |one: &ReasonFigures| {
+        dropped.contains(&one.class.as_str())
+            || (one.class == Class::Stack.name() && one.name == "route_by_kernel")
+    };
     let reasons = reading.snapshot.reasons.iter();
-    let seen = reasons.filter(|one| dropped.contains(&one.class.as_str()) && one.counter.packets > 0);
+    let seen = reasons.filter(|one| is_lost(one) && one.counter.packets > 0);
     let mut rows: Vec<DropRow> = seen
         .map(|one| DropRow {
             class: one.class.clone(),

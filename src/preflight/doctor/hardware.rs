@@ -212,6 +212,7 @@ mod tests {
             mtu: 1500,
             kind: kind.map(str::to_owned),
             up: true,
+            running: true,
             ethernet: true,
             loopback: false,
             peer: None,

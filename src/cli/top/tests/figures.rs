@@ -125,6 +125,21 @@ fn who_is_ill_and_why() {
     assert!(grade(&one, &silent, None).why.starts_with("silent: 3 SYNs repeated"));
     let refuses = Recent { rsts: 3, connections: 3, ..quiet.clone() };
     assert!(grade(&one, &refuses, None).why.starts_with("refuses: 3 RSTs"));
+    let unanswered = Recent { unanswered: 2, ..quiet.clone() };
+    assert_eq!(grade(&one, &unanswered, None).why, "silent: 2 SYNs since its last SYN-ACK");
+    let refused = Recent { unanswered: 2, refused: 2, ..quiet.clone() };
+    assert!(grade(&one, &refused, None).why.starts_with("refuses: 2 connections"));
+    let under_way = Recent { unanswered: 1, ..quiet.clone() };
+    assert_eq!(grade(&one, &under_way, None).grade, Grade::Well);
+    // A new process does not know what was before it, nor does nobody.
+    if let Some(health) = &mut fallen.health {
+        health.last_change = None;
+    }
+    let why = grade(&fallen, &quiet, None).why;
+    assert!(why.starts_with("down since this process began, or longer: "), "{why}");
+    fallen.health = None;
+    let why = grade(&fallen, &quiet, None).why;
+    assert_eq!(why, "down since nobody knows when: no check has said why");
     let failing = Recent { checks_failed: 1, ..quiet.clone() };
     assert_eq!(grade(&one, &failing, None).grade, Grade::Suspect);
     let mut drained = backend(1);
@@ -161,4 +176,22 @@ fn slow_is_slower_than_the_others() {
     assert_eq!(grades(&[60]), [Well], "there is none to compare it with");
     assert_eq!(grades(&[60, 60, 60]), [Well; 3], "the network is slow");
     assert_eq!(grades(&[20, 20, 60]), [Well; 3]);
+}
+
+/// Two readings are enough: what waits since the first for an answer is not under way.
+#[test]
+fn a_second_is_enough_to_find_the_silent_one() {
+    let of = |unanswered| BackendFigures { unanswered_syns: unanswered, ..backend(1) };
+    let grade = |before, now, answered| {
+        let services = |one| snapshot(vec![service("web", 1, vec![one])]);
+        let (mut top, mut clock) = (Top::new(String::new()), Clock::new());
+        top.take(clock.reading(&services(of(before))));
+        let mut one = of(now);
+        one.events.handshakes = handshakes(answered, Duration::from_millis(1));
+        top.take(clock.reading(&services(one)));
+        top.view.unwrap().services[0].backends[0].diagnosis.grade
+    };
+    assert_eq!(grade(2, 3, 0), Grade::Ill);
+    assert_eq!(grade(0, 100, 0), Grade::Well, "they may be answered yet");
+    assert_eq!(grade(2, 3, 1), Grade::Well);
 }

@@ -220,3 +220,43 @@ fn the_selection_follows_its_backend_and_can_be_seen() {
     top.take(Clock(Instant::now() + Duration::from_secs(9)).reading(&now));
     assert_eq!((order(&top)[0], top.selected_line()), (200, Some(1)));
 }
+
+#[test]
+fn what_is_typed_ahead_is_no_answer() {
+    let mut top = top_of(&two_services());
+    type_ahead(&mut top, KeyCode::Char('d'));
+    assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), Action::Nothing, "the question was not drawn yet");
+    assert!(matches!(top.prompt, Some(Prompt::Confirm(_))));
+    top.drawn(Instant::now());
+    assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), Action::Nothing, "nor read");
+    std::thread::sleep(READING);
+    assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), change_of(12, AdminState::Drain));
+    // The next question has to be read again.
+    type_ahead(&mut top, KeyCode::Char('D'));
+    assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), Action::Nothing);
+}
+
+#[test]
+fn the_selection_stays_when_the_choice_ends() {
+    let mut top = top_of(&two_services());
+    let selected = |top: &Top| top.selected.as_ref().unwrap().address.ip().octets()[3];
+    press(&mut top, "jjj");
+    assert_eq!(selected(&top), 1);
+    press(&mut top, "/web");
+    assert_eq!(selected(&top), 12);
+    press_code(&mut top, KeyCode::Esc);
+    assert_eq!((selected(&top), order(&top).len()), (1, 6));
+    press(&mut top, "/web");
+    press_code(&mut top, KeyCode::Enter);
+    press(&mut top, "j");
+    assert_eq!(selected(&top), 13);
+    press_code(&mut top, KeyCode::Esc);
+    assert_eq!((selected(&top), top.filter.as_str()), (13, ""));
+    press(&mut top, "!");
+    assert_eq!(selected(&top), 13);
+    // Who has chosen nothing is shown the worst.
+    let mut top = top_of(&two_services());
+    press(&mut top, "/api");
+    press_code(&mut top, KeyCode::Esc);
+    assert_eq!(selected(&top), 12);
+}

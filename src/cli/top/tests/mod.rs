@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::figures::Reading;
 use super::input;
-use super::state::{Action, Top};
+use super::state::{Action, READING, Top};
 use crate::dataplane::{BackendEvents, Class, Counter, Histogram, Reason};
 use crate::metrics::{BackendFigures, HealthFigures, ReasonFigures, ServiceFigures, Snapshot, TableFigures};
 
@@ -28,6 +28,8 @@ fn backend(n: usize) -> BackendFigures {
         to_backend: Counter::default(),
         to_client: Counter::default(),
         events: BackendEvents::default(),
+        unanswered_syns: 0,
+        refused_syns: 0,
         checks: Default::default(),
         health: Some(HealthFigures {
             check: "tcp".into(),
@@ -118,7 +120,15 @@ fn press(top: &mut Top, keys: &str) -> Action {
     action
 }
 
+/// By somebody who reads what is asked.
 fn press_code(top: &mut Top, code: KeyCode) -> Action {
+    let action = type_ahead(top, code);
+    top.drawn(Instant::now().checked_sub(READING).unwrap());
+    action
+}
+
+/// By somebody who does not wait for the screen.
+fn type_ahead(top: &mut Top, code: KeyCode) -> Action {
     input::key(top, KeyEvent::new(code, KeyModifiers::NONE))
 }
 

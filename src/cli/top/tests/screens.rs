@@ -231,3 +231,40 @@ fn everything_is_printed_for_scripts() {
     let text = plain(&mut top_of(&many), 80);
     assert_eq!(text.lines().filter(|line| line.contains(":8080 ")).count(), 900);
 }
+
+/// Two cells a character: columns are where they are for others.
+#[test]
+fn wide_characters_take_two_columns() {
+    let mut both = vec![
+        service("web", 1, vec![backend(1)]),
+        service("\u{7db2}\u{7ad9}\u{670d}\u{52a1}", 2, vec![backend(2)]),
+    ];
+    both.iter_mut().for_each(|one| one.backends[0].connections = 77_777);
+    let text = plain(&mut top_of(&snapshot(both)), 120);
+    let ends: Vec<usize> = text
+        .lines()
+        .filter(|line| line.contains("up ") && line.contains("77777"))
+        .map(|line| super::super::text::columns(&line[..line.find("77777").unwrap()]))
+        .collect();
+    assert_eq!(ends.len(), 4, "{text}");
+    assert!(ends.iter().all(|end| *end == ends[0]), "{ends:?}\n{text}");
+}
+
+/// One that serves several services is one backend.
+#[test]
+fn backends_are_counted_once() {
+    let mut ill = backend(1);
+    down(&mut ill);
+    let both = vec![service("a", 1, vec![backend(1), backend(2)]), service("b", 2, vec![ill, backend(2)])];
+    let text = text(&mut top_of(&snapshot(both)), 80, 24);
+    assert!(text.contains("1 of 2 backends ILL"), "{text}");
+}
+
+#[test]
+fn replies_without_a_known_way_are_shown() {
+    let mut before = snapshot(vec![service("web", 1, vec![backend(1)])]);
+    count(&mut before, Class::Stack, "route_by_kernel", 10);
+    count(&mut before, Class::Stack, "to_client", 10);
+    let text = text(&mut top_of(&before), 120, 24);
+    assert!(text.contains("stack: route_by_kernel ") && !text.contains("to_client"), "{text}");
+}
