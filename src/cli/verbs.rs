@@ -69,7 +69,7 @@ pub(super) enum Verb {
         /// The file, in pcapng; - is stdout
         #[arg(short, long, value_name = "FILE", required = true)]
         write: Option<OsString>,
-        /// So many bytes of each frame at most [default: 2048, which is the most]
+        /// So many bytes of each frame at most, 64 or more [default: 2048, which is the most]
         #[arg(long, value_name = "BYTES")]
         snaplen: Option<OsString>,
         #[command(flatten)]

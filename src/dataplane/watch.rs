@@ -155,7 +155,11 @@ impl Watch {
     /// # Errors
     /// Somebody watches already, or the instance's tables cannot be used.
     pub fn begin(pin_dir: &Path, what: &WatchFor) -> Result<Watch> {
-        let tables = Tables::open(pin_dir)?;
+        Watch::on(Tables::open(pin_dir)?, pin_dir.join("data_watch"), what)
+    }
+
+    /// The same of tables, as long as there is something at `pin`.
+    fn on(tables: Tables, pin: PathBuf, what: &WatchFor) -> Result<Watch> {
         let (sender, records) = channel();
         let waiting = Rc::new(Cell::new(0));
         let counted = waiting.clone();
@@ -175,7 +179,6 @@ impl Watch {
             None => lb_watch_wants::LB_WATCH_PACKETS.0,
         };
         let until = Cell::new(claim(&tables)?);
-        let pin = pin_dir.join("data_watch");
         let watch = Watch { tables, ring, records, waiting, until, wants, pin, lapses: Cell::new(0) };
         // What nobody read of an earlier watch.
         while watch.take(Duration::ZERO)? == BATCH {
@@ -264,7 +267,7 @@ impl Watch {
         if now() > old {
             self.lapses.set(self.lapses.get() + 1);
             // A packet that came too late has switched it off. What was kept of others by then has lost its end.
-            self.begin_generation();
+            begin_generation(&self.tables);
             self.store_wants(self.wants);
         }
         if !self.pin.exists() {
@@ -273,24 +276,8 @@ impl Watch {
         Ok(())
     }
 
-    /// What was kept of frames before this is of no use any more. Only the one who holds the lease writes it.
-    fn begin_generation(&self) {
-        // The word that it is a half of.
-        const WORD: usize = offset_of!(lb_watch, generation) & !3;
-        let (Some(word), Some(row)) = (self.tables.data_watch.quad(0, WORD), self.tables.data_watch.get(0))
-        else {
-            return;
-        };
-        let mut bytes = word.load(Ordering::Relaxed).to_ne_bytes();
-        bytes[offset_of!(lb_watch, generation) - WORD..]
-            .copy_from_slice(&(row.generation.wrapping_add(1)).to_ne_bytes());
-        word.store(u32::from_ne_bytes(bytes), Ordering::Release);
-    }
-
     fn store_wants(&self, wants: u32) {
-        if let Some(word) = self.tables.data_watch.quad(0, offset_of!(lb_watch, wants)) {
-            word.store(wants, Ordering::Release);
-        }
+        store_wants(&self.tables, wants);
     }
 
     fn word(&self, offset: usize) -> Option<&AtomicU64> {
@@ -305,6 +292,19 @@ impl Drop for Watch {
             self.store_wants(0);
             let _ = word.compare_exchange(self.until.get(), 0, Ordering::AcqRel, Ordering::Relaxed);
         }
+    }
+}
+
+/// What was kept of frames before this is of no use any more. Only the one who holds the lease writes it.
+fn begin_generation(tables: &Tables) {
+    if let Some(word) = tables.data_watch.half(0, offset_of!(lb_watch, generation)) {
+        word.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+fn store_wants(tables: &Tables, wants: u32) {
+    if let Some(word) = tables.data_watch.quad(0, offset_of!(lb_watch, wants)) {
+        word.store(wants, Ordering::Release);
     }
 }
 
@@ -401,6 +401,70 @@ mod tests {
             let code = reason.code() as usize;
             assert_eq!(words[code / 64] >> (code % 64) & 1, 1, "{}", reason.name);
         }
+    }
+
+    /// A frame without a VIP, of which its source port tells which it is.
+    fn frame(port: u16) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+        let builder = etherparse::PacketBuilder::ethernet2(macs[0], macs[1]);
+        let udp = builder.ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64).udp(port, 9);
+        udp.write(&mut frame, &[0; 18]).expect("a frame");
+        frame
+    }
+
+    /// Whoever begins and ends while packets are under way is never told one packet's frame as another's.
+    #[test]
+    #[cfg_attr(not(root), ignore = "needs root")]
+    fn root_a_kept_frame_is_of_its_own_packet() -> Result<()> {
+        const PACKETS: u16 = 60_000;
+        let mut plane = crate::dataplane::Plane::load_for(&crate::dataplane::Request {
+            max_connections: 1000,
+            timeouts: &crate::model::Timeouts::default(),
+            services: &[],
+            profile: crate::dataplane::Profile::NATIVE,
+            key: None,
+        })?;
+        let own = |plane: &crate::dataplane::Plane| {
+            let mut there = plane.tables().shared()?;
+            Tables::from_handles(|name| there.remove(name).with_context(|| format!("there is no {name}")))
+        };
+        let what = WatchFor {
+            reasons: Reason::ALL.iter().filter(|reason| reason.class == Class::Pass).collect(),
+            rate: u32::MAX,
+            frames: Some(64),
+            ..WatchFor::default()
+        };
+        let (watched, other) = (own(&plane)?, own(&plane)?);
+        let watch = Watch::on(watched, PathBuf::from("/"), &what)?;
+        let (wants, stop) = (watch.wants, std::sync::atomic::AtomicBool::new(false));
+        let program = plane.program(crate::dataplane::Profile::NATIVE)?;
+        let mut seen = Vec::new();
+        std::thread::scope(|scope| -> Result<()> {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    store_wants(&other, 0);
+                    std::hint::spin_loop();
+                    begin_generation(&other);
+                    store_wants(&other, wants);
+                    std::hint::spin_loop();
+                }
+            });
+            let run = (1..=PACKETS).try_for_each(|port| {
+                program.test_run(&frame(port), 1)?;
+                if port % 1000 == 0 {
+                    seen.extend(watch.look(Duration::ZERO)?);
+                }
+                anyhow::Ok(())
+            });
+            stop.store(true, Ordering::Relaxed);
+            run
+        })?;
+        assert!(seen.len() > 100, "{} of {PACKETS} were watched", seen.len());
+        let port = |seen: &Seen| seen.packet.map(|(_, source, _)| source.port());
+        let wrong = seen.iter().filter(|seen| seen.frame != frame(port(seen).unwrap_or(0)));
+        assert_eq!(wrong.count(), 0, "of {}", seen.len());
+        Ok(())
     }
 
     #[test]
