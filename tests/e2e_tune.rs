@@ -264,6 +264,40 @@ fn several_cpus() -> Result<Option<usize>> {
     Ok((cpus >= 2).then_some(cpus))
 }
 
+/// What a dry run promises is what is done: the driver of a veth takes no more queues that send than the far end receives by.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_a_far_end_with_a_program() -> Result<()> {
+    in_lab(|lab| {
+        lab.add(&["lb", "there"])?;
+        lab.ip("lb", QUEUES)?;
+        lab.ip("lb", "link set far netns there")?;
+        lab.ip("there", "link set far up")?;
+        let Some(cpus) = several_cpus()? else { return Ok(()) };
+        let wanted = cpus.min(4).to_string();
+        lab.run("lb", "ethtool", &["-L", "fast", "rx", "1", "tx", "1"])?;
+        lab.run("there", "ethtool", &["-L", "far", "rx", "1", "tx", "1"])?;
+        lab.run("there", XDP_LB, &["veth-peer", "far"])?;
+        let told = Steps::of(lab, "fast --dry-run")?;
+        let note = told.note("skipped", "transmit queues of fast");
+        assert!(note.contains("receives by 1: the driver refuses more"), "{note}");
+        assert_eq!(told.values("planned", "receive queues of fast"), (json!("1"), json!(wanted)));
+        // It is known that this one will do.
+        let text = lab.run("lb", XDP_LB, &["tune", "fast", "--dry-run"])?;
+        assert!(text.contains(&format!("receive queues of fast: 1 -> {wanted}\n")), "{text}");
+        let done = Steps::of(lab, "fast")?;
+        done.values("changed", "receive queues of fast");
+        assert_eq!(queues(lab, "fast")?, pair(&wanted, "1"));
+
+        lab.run("there", "ethtool", &["-L", "far", "rx", "4"])?;
+        let told = Steps::of(lab, "fast --dry-run")?;
+        assert_eq!(told.values("planned", "transmit queues of fast"), (json!("1"), json!(wanted)));
+        Steps::of(lab, "fast")?.values("changed", "transmit queues of fast");
+        assert_eq!(queues(lab, "fast")?, pair(&wanted, &wanted));
+        Ok(())
+    })
+}
+
 /// The interface is gone: what belongs to the host is put back.
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]

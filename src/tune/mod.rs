@@ -2,6 +2,7 @@
 //!
 //! What a device cannot do is said and left alone. Nothing here changes what is balanced, or how.
 
+mod queues;
 mod record;
 mod setting;
 mod undo;
@@ -10,13 +11,16 @@ use anyhow::{Context as _, Result};
 use nix::libc;
 use serde::Serialize;
 
-use crate::dataplane::{Refused, bus_of, channels, driver_of, queues_with_xdp, xdp_sends_by_lock};
+use crate::dataplane::{Refused, bus_of};
 use crate::net::{Link, Netlink, irqbalance, irqs_of, online_cpus};
+use queues::queues;
 use record::Record;
-use setting::{Queues, Setting};
+use setting::Setting;
 
 pub use undo::undo;
 
+/// What is said of a change that nobody knows beforehand whether the driver makes.
+const TRIES: &str = "tries: whether the driver lets it be set shows only then";
 const JIT: &str = "net.core.bpf_jit_enable";
 /// Polls in a row that find nothing before the device may interrupt again.
 const DEFER: (&str, &str) = ("napi_defer_hard_irqs", "2");
@@ -63,15 +67,18 @@ struct Wish {
     setting: Setting,
     value: Result<String, String>,
     note: Option<String>,
+    /// Whether it is the driver's to say, when it is asked to, if it can have this value.
+    may_be_refused: bool,
 }
 
 impl Wish {
     fn new(setting: Setting, value: &str) -> Wish {
-        Wish { setting, value: Ok(value.to_owned()), note: None }
+        let may_be_refused = setting.is_of_driver();
+        Wish { setting, value: Ok(value.to_owned()), note: None, may_be_refused }
     }
 
     fn none(setting: Setting, why: &str) -> Wish {
-        Wish { setting, value: Err(why.to_owned()), note: None }
+        Wish { setting, value: Err(why.to_owned()), note: None, may_be_refused: false }
     }
 }
 
@@ -101,7 +108,7 @@ pub fn tune(interface: &str, dry_run: bool, warn: &dyn Fn(&str)) -> Result<Vec<S
 
 fn fulfil(link: &Link, wish: Wish, record: Option<&mut Record>, warn: &dyn Fn(&str)) -> Result<Step> {
     let interface = &link.name;
-    let Wish { setting, value, note } = wish;
+    let Wish { setting, value, note, may_be_refused } = wish;
     let step = Step {
         name: setting.group(),
         what: setting.what(interface),
@@ -127,7 +134,10 @@ fn fulfil(link: &Link, wish: Wish, record: Option<&mut Record>, warn: &dyn Fn(&s
     }
     warn_of_flap(link, &setting, warn);
     let Some(record) = record else {
-        return Ok(Step { after: Some(value), outcome: Outcome::Planned, ..step });
+        let tries = may_be_refused.then(|| TRIES.to_owned());
+        let note =
+            [tries, step.note.clone()].into_iter().flatten().reduce(|tries, note| format!("{tries}; {note}"));
+        return Ok(Step { after: Some(value), outcome: Outcome::Planned, note, ..step });
     };
     change(interface, &setting, value, record, step)
 }
@@ -206,32 +216,6 @@ fn jit(_: &Link) -> Result<Vec<Wish>> {
         // 2 compiles too.
         Some(on) => Wish::new(setting, on),
     }])
-}
-
-/// As many as there are processors: each is served by one at a time.
-fn queues(link: &Link) -> Result<Vec<Wish>> {
-    let Some(channels) = channels(&link.name)? else {
-        return Ok(vec![Wish::none(
-            Setting::Queues(Queues::Combined),
-            "the driver does not tell its queues",
-        )]);
-    };
-    let cpus = u32::try_from(online_cpus()?.len()).unwrap_or(u32::MAX);
-    let driver = driver_of(&link.name)?.unwrap_or_default();
-    let wish = |queues: Queues| {
-        let (_, all) = queues.of(&channels);
-        let most = queues_with_xdp(&driver, all);
-        let note = if most < all {
-            Some(format!("{driver} needs the others of {all} for what a program sends"))
-        } else {
-            xdp_sends_by_lock(&driver, all)
-                .then(|| format!("{driver} has no queues left for what a program sends, which waits for locks: give the device two for each processor"))
-        };
-        (most > 0).then(|| Wish { note, ..Wish::new(Setting::Queues(queues), &most.min(cpus).to_string()) })
-    };
-    let kinds: &[Queues] =
-        if channels.max_combined > 0 { &[Queues::Combined] } else { &[Queues::Rx, Queues::Tx] };
-    Ok(kinds.iter().filter_map(|kind| wish(*kind)).collect())
 }
 
 /// One processor for each queue, in turn.

@@ -93,6 +93,11 @@ impl Setting {
         !matches!(self, Setting::Sysctl(_))
     }
 
+    /// Whether a driver may refuse what it is to be.
+    pub(super) fn is_of_driver(&self) -> bool {
+        matches!(self, Setting::Queues(_) | Setting::AdaptiveRx | Setting::Irq { .. })
+    }
+
     /// The group that it is in, for people and scripts.
     pub(super) fn group(&self) -> &'static str {
         match self {
