@@ -31,8 +31,8 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(config) => return cli::check(config).map(of),
         Command::Change { ask, wait, instance } => return cli::change(ask, *wait, instance).map(of),
-        Command::Doctor { interface, instance, fix } => {
-            return cli::doctor(interface.as_deref(), instance, *fix).map(ExitCode::from);
+        Command::Doctor { interface, instance, fix, level } => {
+            return cli::doctor(interface.as_deref(), instance, *fix, *level).map(ExitCode::from);
         }
         Command::Tune { interface, dry_run, undo, json } => {
             return cli::tune(interface, *dry_run, *undo, *json).map(of);

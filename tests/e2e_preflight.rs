@@ -329,9 +329,10 @@ fn root_pin_dirs() -> Result<()> {
         error(
             &format!("{dir}/pins"),
             &[&dir, "is not in a bpffs"],
-            &format!("mount -t bpf -o mode=0700 bpf {dir}"),
+            "choose a --pin-dir in a bpffs, such as /sys/fs/bpf/pins",
         )?;
-        error("/nowhere/pins", &["could not look at /nowhere/pins"], "--pin-dir")?;
+        error("/nowhere/pins", &["there is no directory /nowhere"], "such as /sys/fs/bpf/pins")?;
+        error("/sys/fs/bpf/a/pins", &["there is no directory /sys/fs/bpf/a"], "mkdir -p /sys/fs/bpf/a")?;
         fs::create_dir_all("/sys/fs/bpf/others/theirs")?;
         error("/sys/fs/bpf/others", &["holds theirs, which is not ours"], "choose a --pin-dir")?;
         fs::create_dir("/sys/fs/bpf/foreign")?;

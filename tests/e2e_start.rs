@@ -88,7 +88,11 @@ fn root_pin_dirs_that_cannot_be_used() -> Result<()> {
         two_arms(lab)?;
         let dir = lab.dir().display().to_string();
         let with = |dir: &str| format!("{} --pin-dir {dir}", args("eth0"));
-        assert_refused(lab, &with(&format!("{dir}/pins")), &[&dir, "not in a bpffs", "mount -t bpf"])?;
+        assert_refused(
+            lab,
+            &with(&format!("{dir}/pins")),
+            &[&dir, "not in a bpffs", "such as /sys/fs/bpf/pins"],
+        )?;
         assert_refused(lab, &with("/nowhere/pins"), &["/nowhere"])?;
         // Somebody else's directory stays as it is.
         let others = "/sys/fs/bpf/others";

@@ -17,7 +17,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("metrics", &["model", "dataplane", "serve"]),
     ("control", &["model", "config", "serve"]),
     ("egress", &["net", "dataplane"]),
-    ("preflight", &["model", "config", "net", "dataplane", "egress"]),
+    ("preflight", &["model", "config", "net", "dataplane", "metrics", "egress"]),
     ("tune", &["net", "dataplane"]),
     (
         "daemon",

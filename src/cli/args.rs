@@ -37,7 +37,8 @@ Durations are seconds, or like 500ms, 90s, 5m, 1h 30m.
 Exit codes:
   0  it ended as it should (SIGINT, SIGTERM and SIGHUP included), or printed what was asked for
   1  it failed: the message says what was being done to what; or --check-only found an error
-  2  the arguments are wrong: the first line names the part that is wrong and shows a right one";
+  2  the arguments are wrong: the first line names the part that is wrong and shows a right one
+Those of `doctor` say what it found: 0 nothing, 1 warnings, 2 errors.";
 
 /// A TCP and UDP load balancer in the kernel's XDP hook.
 #[derive(Debug, Parser)]

@@ -3,7 +3,6 @@
 use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 
 use super::Instance;
 use super::patient::find;
@@ -13,14 +12,18 @@ use crate::log;
 use crate::net::Netlink;
 use crate::preflight::{Finding, Level, Remedy, examine, worst};
 
-/// Looks at everything and prints a line for each thing. The exit code: 0, 1 for warnings, 2 for errors.
-pub fn doctor(interface: Option<&str>, instance: &Instance, fix: bool) -> Result<u8> {
+/// Looks at everything and prints a line for each thing that is this bad at `least`. The exit code is that of all: 0, 1 for
+/// warnings, 2 for errors.
+///
+/// # Errors
+/// When what was found cannot be written.
+pub fn doctor(interface: Option<&str>, instance: &Instance, fix: bool, least: Level) -> Result<u8> {
     let look = || look(interface, instance);
     let mut findings = look();
     if fix && mend(&findings) {
         findings = look();
     }
-    show(&findings, instance.json)?;
+    show(&findings, least, instance.json)?;
     Ok(match worst(&findings) {
         Level::Ok => 0,
         Level::Warning => 1,
@@ -61,17 +64,38 @@ fn mend(findings: &[Finding]) -> bool {
     !remedies.is_empty()
 }
 
-fn show(findings: &[Finding], json: bool) -> Result<()> {
+fn show(findings: &[Finding], least: Level, json: bool) -> Result<()> {
     let colour =
         std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let shown: Vec<&Finding> = findings.iter().filter(|finding| finding.level >= least).collect();
     match json {
-        true => print(&as_json(findings)?, true, |_| String::new()),
-        false => say(findings.iter().map(|finding| line(finding, colour)).collect::<String>()),
+        true => {
+            let value = serde_json::to_value(shown).context("could not write the findings as JSON")?;
+            print(&value, true, |_| String::new())
+        }
+        false => {
+            let lines: String = shown.iter().map(|finding| line(finding, colour)).collect();
+            say(lines + &summary(findings) + "\n")
+        }
     }
 }
 
-fn as_json(findings: &[Finding]) -> Result<Value> {
-    serde_json::to_value(findings).context("could not write the findings as JSON")
+/// What is wrong, in a line that is seen without looking for it in those above.
+fn summary(findings: &[Finding]) -> String {
+    let of = |level: Level| {
+        let found = findings.iter().filter(|finding| finding.level == level);
+        let mut names: Vec<&str> = found.clone().map(|finding| finding.name).collect();
+        names.dedup();
+        (found.count(), names.join(", "))
+    };
+    let plural =
+        |count, word: &str| if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") };
+    let named = |(count, names): (usize, String), word| match count {
+        0 => plural(0, word),
+        _ => format!("{} ({names})", plural(count, word)),
+    };
+    let (fine, _) = of(Level::Ok);
+    format!("{}, {}, {fine} ok", named(of(Level::Error), "error"), named(of(Level::Warning), "warning"))
 }
 
 fn line(finding: &Finding, colour: bool) -> String {
@@ -103,5 +127,20 @@ mod tests {
             "warning  ip-forward: net.ipv4.ip_forward is 0; fix: sysctl -w net.ipv4.ip_forward=1\n"
         );
         assert!(line(&finding, true).starts_with("\x1b[33mwarning \x1b[0m ip-forward"));
+    }
+
+    #[test]
+    fn the_summary_names_what_is_wrong() {
+        let finding = |level, name| Finding { name, level, message: String::new(), fix: None, remedy: None };
+        let (ok, warning, error) = (Level::Ok, Level::Warning, Level::Error);
+        assert_eq!(summary(&[finding(ok, "jit")]), "0 errors, 0 warnings, 1 ok");
+        let all = [
+            finding(error, "service"),
+            finding(warning, "backend"),
+            finding(warning, "backend"),
+            finding(ok, "jit"),
+            finding(warning, "mtu"),
+        ];
+        assert_eq!(summary(&all), "1 error (service), 3 warnings (backend, mtu), 1 ok");
     }
 }

@@ -8,7 +8,7 @@ use crate::config::DEFAULT_PIN_DIR;
 pub(super) const RUN_EXAMPLE: &str = "xdp-lb eth0 --vip 192.168.1.100:80 --backend 10.0.0.10:8080:50";
 
 /// A right use of each option that takes a value.
-pub(super) const EXAMPLES: [(&str, &str); 38] = [
+pub(super) const EXAMPLES: [(&str, &str); 39] = [
     ("--interface", "eth1"),
     ("--vip", "192.168.1.100:80"),
     ("--backend", "10.0.0.10:8080:50"),
@@ -46,6 +46,7 @@ pub(super) const EXAMPLES: [(&str, &str); 38] = [
     ("--rate", "1000"),
     ("--write", "packets.pcapng"),
     ("--snaplen", "128"),
+    ("--level", "warning"),
     ("--dir", "/usr/local/share/man/man1"),
 ];
 

@@ -1,4 +1,4 @@
-//! Which instance a verb is for where none was named: the usual one, or the only one that runs.
+//! Which instance a verb is for where none was named: the usual one, or the only one that runs or left its pins.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use super::source::has_pins;
 use super::{Command, Instance, Named};
 use crate::config;
 use crate::control::{Client, ClientError};
+use crate::dataplane::pinned;
 
 /// How long the process may take to tell where its pins are.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// The command with the instance that it is for.
 ///
 /// # Errors
-/// Several instances run, and none of them is the usual one.
+/// Several instances run, or left their pins, and none of them is the usual one.
 pub fn find(mut command: Command) -> Result<Command> {
     let looks = !matches!(command, Command::Change { .. });
     let (instance, by_pins) = match &mut command {
@@ -53,7 +54,7 @@ fn runs(instance: &Instance) -> bool {
 /// Makes it the only one that runs, if there is one. Only who looks may have to do with its pins.
 fn only(instance: &mut Instance, looks: bool) -> Result<()> {
     match &others(&instance.socket)[..] {
-        [] => {}
+        [] => only_left(instance)?,
         [socket] => {
             if looks {
                 instance.pin_dir = pins_of(socket)?;
@@ -63,6 +64,28 @@ fn only(instance: &mut Instance, looks: bool) -> Result<()> {
         several => {
             let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
             bail!("several instances run: choose one by --socket {}", names.join(" or --socket "))
+        }
+    }
+    Ok(())
+}
+
+/// Makes it the only one whose pins are here, if none runs and the usual one left none.
+fn only_left(instance: &mut Instance) -> Result<()> {
+    let found: Vec<PathBuf> = pinned().into_iter().map(|pinned| pinned.dir).collect();
+    match &found[..] {
+        several if several.contains(&instance.pin_dir) => {}
+        [] => {}
+        [dir] => {
+            instance.socket = config::default_socket(dir);
+            instance.pin_dir.clone_from(dir);
+        }
+        several => {
+            let names: Vec<String> = several.iter().map(|dir| dir.display().to_string()).collect();
+            bail!(
+                "no instance listens at {}, but there are pins: choose by --pin-dir {}",
+                instance.socket.display(),
+                names.join(" or --pin-dir ")
+            )
         }
     }
     Ok(())

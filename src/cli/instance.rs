@@ -17,6 +17,7 @@ use crate::config::words::{self as parse, Fault, alternatives};
 use crate::control::{Ask, BackendChange, Filter, LISTED, Reload};
 use crate::dataplane::types::lb_constants;
 use crate::model::{AdminState, Protocol, Timeouts};
+use crate::preflight::Level;
 
 /// As much of a frame as can be captured.
 const SNAPLEN: u32 = lb_constants::LB_SNAPSHOT_LENGTH.0;
@@ -77,10 +78,11 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
             change(Ask::Reload(Reload { dry_run: *dry_run, now: *now }), target)
         }
         Verb::Stop { target } => change(Ask::Stop, target),
-        Verb::Doctor { interface, fix, target } => Ok(Command::Doctor {
+        Verb::Doctor { interface, fix, level, target } => Ok(Command::Doctor {
             interface: option("IFACE", interface.as_deref(), parse::interface)?,
             instance: instance(target)?,
             fix: *fix,
+            level: option("--level", level.as_deref(), level_word)?.unwrap_or(Level::Ok),
         }),
         Verb::Completions { shell } => {
             Ok(Command::Completions(required("SHELL", shell.as_deref(), |name, word| {
@@ -294,6 +296,13 @@ fn deadline_word(value: &OsStr) -> Result<Duration, Fault> {
     let right = "60s or 5m";
     let read = parse::stats_interval(value).map_err(|fault| Fault { right: right.to_owned(), ..fault })?;
     read.ok_or_else(|| fault("that is at once, which --now says", right))
+}
+
+fn level_word(value: &OsStr) -> Result<Level, Fault> {
+    let known = Level::ALL.into_iter().find(|level| value == level.name());
+    known.ok_or_else(|| {
+        fault("there is no such level", &alternatives(&Level::ALL.map(|level| level.name().to_owned())))
+    })
 }
 
 fn shell_word(value: &OsStr) -> Result<Shell, Fault> {

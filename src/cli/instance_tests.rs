@@ -251,12 +251,18 @@ fn whom_a_doctor_looks_at() {
         ("--pin-dir /sys/fs/bpf/other doctor eth1", Some("eth1"), Named::Pins, false),
     ] {
         let command = parse(words(line));
-        let Ok(Command::Doctor { interface: at, instance, fix: mends }) = &command else {
+        let Ok(Command::Doctor { interface: at, instance, fix: mends, level: Level::Ok }) = &command else {
             panic!("{line}: {command:?}")
         };
         assert_eq!((at.as_deref(), instance.named, *mends), (interface, named, fix), "{line}");
     }
     assert!(parse(words("doctor eth0 eth1")).is_err());
+    let level = parse(words("doctor --level error"));
+    assert!(matches!(level, Ok(Command::Doctor { level: Level::Error, .. })), "{level:?}");
+    let wrong = parse(words("doctor --level bad")).expect_err("a complaint").message;
+    assert!(wrong.contains("there is no such level") && wrong.contains("warning"), "{wrong}");
+    let help = parse(words("doctor --help")).expect_err("help").message;
+    assert!(help.contains("1  there are warnings") && help.contains("2  there are errors"), "{help}");
 }
 
 #[test]

@@ -45,6 +45,7 @@ use clap_complete::Shell;
 
 use crate::config::Config;
 use crate::control::{Ask, Filter};
+use crate::preflight::Level;
 
 pub use capture::capture;
 pub use change::change;
@@ -136,6 +137,8 @@ pub enum Command {
         instance: Instance,
         /// Carry out what harms nothing.
         fix: bool,
+        /// Show only what is so bad, or worse.
+        level: Level,
     },
     /// Make this host faster, or as it was before.
     Tune {

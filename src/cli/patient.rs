@@ -1,54 +1,85 @@
 //! Whom `doctor` looks at: the instance that was named, that is on an interface, or that is the only one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddrV4;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
+use serde::Deserialize as _;
 
 use super::find::others;
 use super::{Instance, Named};
 use crate::config::{self, Config, default_socket};
 use crate::control::{Client, ClientError};
-use crate::dataplane::{Census, PROGRAM, PinDirState, Tables, pin_dir_of, program_name, program_on};
+use crate::dataplane::{
+    Census, PROGRAM, PinDirState, Pinned, Tables, pin_dir_of, pinned, program_name, program_on,
+};
 use crate::metrics::{BackendFigures, ServiceFigures, Snapshot};
 use crate::model::{Backend, Protocol, Service, Weight};
 use crate::net::{Netlink, RouteKind};
-use crate::preflight::{Patient, State};
+use crate::preflight::{Focus, Leftover, Patient, State};
 
 /// The name of a configuration that an instance tells, for messages.
 const TOLD: &str = "the running configuration";
+
+/// How long the process is waited for: what the kernel and the pins tell is told without it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Finds out.
 pub(super) fn find(netlink: &mut Netlink, interface: Option<&str>, instance: &Instance) -> Result<Patient> {
     let chosen = instance.named != Named::No;
     let (Some(interface), false) = (interface, chosen) else {
         let patient = ask(netlink, &instance.pin_dir, &instance.socket)?;
-        let patient = match patient.state {
-            State::None | State::Dead if !chosen => other(netlink, instance)?.unwrap_or(patient),
+        let mut patient = match patient.state {
+            State::None | State::Dead if !chosen => other(netlink, instance, patient)?,
             _ => patient,
         };
-        return Ok(with_interface(patient, interface));
+        if !chosen {
+            let found = left(netlink)?.into_iter();
+            patient.left = found.filter(|left| left.dir != patient.config.pin_dir).collect();
+        }
+        return with_interface(netlink, patient, interface);
     };
     let ifindex = netlink.link(interface)?.map(|link| link.index);
     let dir = ifindex.filter(|ifindex| is_ours(*ifindex)).and_then(pin_dir_of);
-    match dir {
-        Some(dir) => ask(netlink, &dir, &default_socket(&dir)),
-        None => Ok(with_interface(bare(&instance.pin_dir, State::None), Some(interface))),
-    }
+    let patient = match dir {
+        Some(dir) => ask(netlink, &dir, &default_socket(&dir))?,
+        None => bare(&instance.pin_dir, State::None),
+    };
+    with_interface(netlink, patient, Some(interface))
 }
 
 /// An interface that somebody asks for is looked at, whatever it has to do with the instance.
-fn with_interface(mut patient: Patient, interface: Option<&str>) -> Patient {
-    let interfaces = &mut patient.config.interfaces;
-    interfaces
-        .extend(interface.filter(|name| !interfaces.iter().any(|known| known == name)).map(str::to_owned));
-    patient
+fn with_interface(netlink: &mut Netlink, mut patient: Patient, interface: Option<&str>) -> Result<Patient> {
+    let Some(interface) = interface else { return Ok(patient) };
+    let is_named = patient.config.interfaces.iter().any(|known| known == interface);
+    let index = netlink.link(interface)?.map(|link| link.index);
+    // One that is only a way to backends is not for clients because somebody asks about it.
+    let is_facing = match index {
+        Some(index) => facing(netlink, &patient.config)?.contains(&index),
+        None => false,
+    };
+    if !is_named && !is_facing {
+        patient.config.interfaces.push(interface.to_owned());
+    }
+    patient.focus = Some(Focus { interface: interface.to_owned(), with_backends: is_named });
+    Ok(patient)
+}
+
+/// The interfaces by which backends are reached.
+fn facing(netlink: &mut Netlink, config: &Config) -> Result<BTreeSet<u32>> {
+    let mut facing = BTreeSet::new();
+    for backend in config.services.iter().flat_map(|service| &service.backends) {
+        let route = netlink.route_to(*backend.address.ip())?;
+        facing.extend(route.filter(|route| route.kind == RouteKind::Unicast).map(|route| route.ifindex));
+    }
+    Ok(facing)
 }
 
 fn bare(pin_dir: &Path, state: State) -> Patient {
-    let config = Config { pin_dir: pin_dir.to_owned(), ..Config::new(vec![], vec![]) };
-    Patient { config, state }
+    Patient::new(Config { pin_dir: pin_dir.to_owned(), ..Config::new(vec![], vec![]) }, state)
 }
 
 fn is_ours(ifindex: u32) -> bool {
@@ -58,11 +89,16 @@ fn is_ours(ifindex: u32) -> bool {
 /// Asks the instance with these pins, or looks at what it left.
 fn ask(netlink: &mut Netlink, pin_dir: &Path, socket: &Path) -> Result<Patient> {
     let silent = |why: String, fix: &str| Ok(bare(pin_dir, State::Silent(why, fix.to_owned())));
-    let text = match Client::connect(socket).and_then(|client| client.config()) {
-        Ok(text) => text,
+    let client = Client::connect(socket).map(|client| client.patient(PATIENCE));
+    let told = client.and_then(|client| Ok((client.config()?, client.status())));
+    let (text, status) = match told {
+        Ok(told) => told,
         Err(ClientError::NoInstance(_)) => return without_process(netlink, pin_dir, socket),
         Err(error @ ClientError::Denied(_)) => return silent(error.to_string(), "sudo xdp-lb doctor"),
-        Err(error) => return silent(error.to_string(), "see its log"),
+        Err(ClientError::Refused(refusal)) => return silent(refusal.to_string(), "see its log"),
+        Err(error @ (ClientError::Silent(..) | ClientError::Broken(_))) => {
+            return mute(netlink, pin_dir, socket, &error);
+        }
     };
     let config = match config::parse(&text, Path::new(TOLD)) {
         Ok(config) => config,
@@ -73,8 +109,51 @@ fn ask(netlink: &mut Netlink, pin_dir: &Path, socket: &Path) -> Result<Patient> 
             format!("the instance (process {process}) is in another network namespace"),
             &format!("nsenter --net=/proc/{process}/ns/net xdp-lb doctor"),
         ),
-        None => Ok(Patient { config, state: State::Runs }),
+        None => {
+            let told = status.ok().and_then(|status| Snapshot::deserialize(status).ok());
+            let mut figures = told.or_else(|| figures_of(&config.pin_dir)).map(Box::new);
+            figures.iter_mut().for_each(|figures| figures.name(&config.services));
+            Ok(Patient { figures, ..Patient::new(config, State::Runs) })
+        }
     }
+}
+
+/// One that listens and does not answer: its tables tell what they can.
+fn mute(netlink: &mut Netlink, pin_dir: &Path, socket: &Path, error: &ClientError) -> Result<Patient> {
+    // By its socket alone it may have been found, and then its pins are those that go with that.
+    let found = pinned().into_iter().map(|pinned| pinned.dir).find(|dir| default_socket(dir) == socket);
+    let pin_dir = if default_socket(pin_dir) == socket {
+        pin_dir.to_owned()
+    } else {
+        found.unwrap_or(pin_dir.to_owned())
+    };
+    let PinDirState::Running(process) = PinDirState::of(&pin_dir) else {
+        return Ok(bare(&pin_dir, State::Silent(error.to_string(), "see its log".to_owned())));
+    };
+    let (why, fix) = match process.filter(|process| is_stopped(*process)) {
+        Some(process) => (
+            format!("process {process} was stopped by a signal, and answers nobody"),
+            format!("kill -CONT {process}"),
+        ),
+        None => (
+            error.to_string(),
+            "see its log; if it stays so, kill it and start it again: what is pinned goes on meanwhile"
+                .to_owned(),
+        ),
+    };
+    let why = format!("{why}; the rest of this is what its tables and the kernel tell");
+    if elsewhere(&pin_dir).is_some() {
+        return Ok(bare(&pin_dir, State::Silent(why, fix)));
+    }
+    by_tables(netlink, &pin_dir, State::Silent(why, fix))
+}
+
+/// Whether SIGSTOP or a debugger has it.
+fn is_stopped(process: u32) -> bool {
+    // 4711 (the name, in parentheses) T 1 ...
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    matches!(state, Some('T' | 't'))
 }
 
 /// The process of an instance that sees another network than this one.
@@ -93,46 +172,66 @@ fn without_process(netlink: &mut Netlink, pin_dir: &Path, socket: &Path) -> Resu
                 pin_dir.display(),
                 socket.display()
             );
-            Ok(bare(
-                pin_dir,
-                State::Silent(why, "--socket PATH, if it listens elsewhere; else restart it".into()),
-            ))
+            let fix = "--socket PATH, if it listens elsewhere; else restart it".to_owned();
+            let state = State::Silent(why, fix);
+            match elsewhere(pin_dir) {
+                Some(_) => Ok(bare(pin_dir, state)),
+                None => by_tables(netlink, pin_dir, state),
+            }
         }
-        PinDirState::Leftovers => dead(netlink, pin_dir),
+        PinDirState::Leftovers => by_tables(netlink, pin_dir, State::Dead),
         _ => Ok(bare(pin_dir, State::None)),
     }
 }
 
-/// The only instance that runs beside the usual one, where that does not.
-fn other(netlink: &mut Netlink, usual: &Instance) -> Result<Option<Patient>> {
+/// The only instance that runs beside the usual one, where that does not; or else what one left.
+fn other(netlink: &mut Netlink, usual: &Instance, patient: Patient) -> Result<Patient> {
     Ok(match &others(&usual.socket)[..] {
-        [] => None,
-        [socket] => Some(ask(netlink, &usual.pin_dir, socket)?),
+        [] if patient.state == State::Dead => patient,
+        [] => match left(netlink)?.iter().find(|left| !left.interfaces.is_empty()) {
+            Some(left) => by_tables(netlink, &left.dir, State::Dead)?,
+            None => patient,
+        },
+        [socket] => ask(netlink, &usual.pin_dir, socket)?,
         several => {
             let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
             let why = format!("several instances run, which listen at {}", names.join(", "));
-            Some(bare(&usual.pin_dir, State::Silent(why, "--socket names one of them".into())))
+            bare(&usual.pin_dir, State::Silent(why, "--socket names one of them".into()))
         }
     })
 }
 
-/// What an instance without a process was asked for, as far as its pins tell.
-fn dead(netlink: &mut Netlink, pin_dir: &Path) -> Result<Patient> {
-    let mut patient = bare(pin_dir, State::Dead);
+/// What instances without a process left, whatever their pin directories are.
+fn left(netlink: &mut Netlink) -> Result<Vec<Leftover>> {
+    let links = netlink.links()?;
+    let name = |index: &u32| links.iter().find(|link| link.index == *index).map(|link| link.name.clone());
+    let is_left = |pinned: &Pinned| PinDirState::of(&pinned.dir) == PinDirState::Leftovers;
+    let leftover = |Pinned { dir, interfaces, elsewhere }: Pinned| Leftover {
+        dir,
+        interfaces: interfaces.iter().filter_map(name).collect(),
+        elsewhere,
+    };
+    Ok(pinned().into_iter().filter(is_left).map(leftover).collect())
+}
+
+fn figures_of(pin_dir: &Path) -> Option<Snapshot> {
     // Tables that cannot be read are found by the check of the table.
-    let figures = Tables::open(pin_dir).and_then(|tables| Snapshot::take(&tables, &Census::default()));
-    patient.config.services =
-        figures.map_or(vec![], |figures| figures.services.iter().filter_map(service).collect());
+    Tables::open(pin_dir).and_then(|tables| Snapshot::take(&tables, &Census::default())).ok()
+}
+
+/// What an instance that nobody answers for was asked to do, as far as its pins tell.
+fn by_tables(netlink: &mut Netlink, pin_dir: &Path, state: State) -> Result<Patient> {
+    let mut patient = bare(pin_dir, state);
+    let figures = figures_of(pin_dir);
+    let services = figures.iter().flat_map(|figures| &figures.services).filter_map(service);
+    patient.config.services = services.collect();
+    patient.figures = figures.map(Box::new);
     let attached = netlink.links()?.into_iter();
     let attached: Vec<_> = attached
         .filter(|link| is_ours(link.index) && pin_dir_of(link.index).as_deref() == Some(pin_dir))
         .collect();
     // Those of backends are found by their routes; which of the others were named nobody knows any more.
-    let mut facing = Vec::new();
-    for backend in patient.config.services.iter().flat_map(|service| &service.backends) {
-        let route = netlink.route_to(*backend.address.ip())?;
-        facing.extend(route.filter(|route| route.kind == RouteKind::Unicast).map(|route| route.ifindex));
-    }
+    let facing = facing(netlink, &patient.config)?;
     let names = |keep: &dyn Fn(u32) -> bool| -> Vec<String> {
         attached.iter().filter(|link| keep(link.index)).map(|link| link.name.clone()).collect()
     };

@@ -6,6 +6,12 @@ use clap::{Args, Subcommand};
 
 use super::args::ServiceArgs;
 
+const DOCTOR_CODES: &str = "\
+Exit codes, whatever is shown:
+  0  nothing is wrong
+  1  there are warnings; or it failed, as where what was found could not be written
+  2  there are errors; or the arguments are wrong";
+
 /// The other verbs.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -157,6 +163,7 @@ pub(super) enum Verb {
         dir: Option<OsString>,
     },
     /// Look for all that ails an instance or this host, each with its fix
+    #[command(after_help = DOCTOR_CODES)]
     Doctor {
         /// Only this interface, and the instance on it [default: the running instance]
         #[arg(value_name = "IFACE")]
@@ -164,6 +171,9 @@ pub(super) enum Verb {
         /// Carry out the fixes that harm nothing, after showing them
         #[arg(long)]
         fix: bool,
+        /// Show only what is at least so bad: ok, warning or error [default: ok]
+        #[arg(long, value_name = "LEVEL")]
+        level: Option<OsString>,
         #[command(flatten)]
         target: Target,
     },

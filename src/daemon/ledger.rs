@@ -98,7 +98,8 @@ impl Ledger {
             false => serde_json::from_slice(&bytes).with_context(|| {
                 format!(
                     "the record of what was changed on this host, in {}, cannot be read: put back by hand what it names, \
-                     then remove it (xdp-lb detach IFACE): {}",
+                     then remove it (xdp-lb detach IFACE --pin-dir {}, with an interface that it was on): {}",
+                    pin_dir.display(),
                     pin_dir.display(),
                     String::from_utf8_lossy(&bytes)
                 )

@@ -116,8 +116,9 @@ fn end(running: Running) -> Result<()> {
     if config.persist {
         say(&format!(
             "the process ends; by persist the programs, tables and addresses stay and go on: start it again to take them \
-             over, or xdp-lb detach {}\n",
-            config.main_interface()
+             over, or xdp-lb detach {} --pin-dir {}\n",
+            config.main_interface(),
+            config.pin_dir.display()
         ));
         return Ok(());
     }

@@ -63,7 +63,8 @@ pub fn find_left(pins: &PinDir, ledger: &Ledger) -> Result<Option<Left>> {
         ensure!(
             !(ledger.was_elsewhere() && left.is_attached()),
             "the pins in {} are those of an instance in another network namespace, whose programs still run: choose \
-             another --pin-dir, or remove that one (xdp-lb detach IFACE, there)",
+             another --pin-dir, or remove that one there, naming an interface that it is on (xdp-lb detach eth0 --pin-dir {})",
+            pins.path().display(),
             pins.path().display()
         );
         if ledger.is_new() {

@@ -58,7 +58,7 @@ pub fn pins_of(program: u32) -> Vec<PathBuf> {
 }
 
 /// The mount points of type bpf. Spaces and the like are escaped there.
-fn bpffs_mounts(mountinfo: &str) -> Vec<PathBuf> {
+pub(super) fn bpffs_mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mount = |line: &str| {
         let (start, end) = line.split_once(" - ")?;
         let point = start.split(' ').nth(4)?;
@@ -108,6 +108,8 @@ pub enum PinDirState {
     ToBeMounted,
     /// It would not lie in a bpffs, but in this directory.
     NoBpffs(PathBuf),
+    /// The directory that it would lie in is not there; whether it would be in a bpffs.
+    NoParent(PathBuf, bool),
     /// It is a symbolic link.
     Symlink,
     /// It is a file.
@@ -134,7 +136,11 @@ impl PinDirState {
 
 fn look_at(path: &Path) -> Result<PinDirState, std::io::Error> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    if statfs(parent)?.filesystem_type() != BPF_FS_MAGIC {
+    let parent_fs = match statfs(parent) {
+        Err(Errno::ENOENT) => return Ok(PinDirState::NoParent(parent.to_owned(), is_below_bpffs(parent))),
+        found => found?,
+    };
+    if parent_fs.filesystem_type() != BPF_FS_MAGIC {
         return Ok(match parent == Path::new(DEFAULT_BPFFS) {
             true => PinDirState::ToBeMounted,
             false => PinDirState::NoBpffs(parent.to_owned()),
@@ -167,6 +173,12 @@ fn look_at(path: &Path) -> Result<PinDirState, std::io::Error> {
         state = PinDirState::Leftovers;
     }
     Ok(state)
+}
+
+/// Whether the nearest directory above a path that is there is in a bpffs.
+fn is_below_bpffs(path: &Path) -> bool {
+    let found = path.ancestors().skip(1).find_map(|above| statfs(above).ok());
+    found.is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// The process that holds the lock of a file, from /proc/locks: `1: FLOCK ADVISORY WRITE 4711 00:1d:9 0 EOF`.

@@ -216,24 +216,6 @@ fn detach_pinned_link(path: &Path) -> Result<()> {
     link.detach().with_context(|| format!("could not detach the link {}", path.display()))
 }
 
-/// The pin directory, in any bpffs that is mounted, with a link of an interface.
-pub fn pin_dir_of(ifindex: u32) -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
-    let bpffs = |line: &str| {
-        let mut words = line.split(' ').skip(1);
-        let at = words.next()?;
-        (words.next()? == "bpf").then(|| PathBuf::from(at))
-    };
-    let link = format!("{LINK_PREFIX}{ifindex}");
-    mounts
-        .lines()
-        .filter_map(bpffs)
-        .filter_map(|at| std::fs::read_dir(at).ok())
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|dir| dir.join(&link).exists())
-}
-
 fn same(a: &Metadata, b: &Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
@@ -324,10 +306,9 @@ fn ensure_bpffs(path: &Path) -> Result<Option<PathBuf>> {
     }
     if parent != Path::new(DEFAULT_BPFFS) {
         bail!(
-            "{} is not in a bpffs, where maps and programs can be pinned: mount one ({}) or choose a --pin-dir below \
-             {DEFAULT_BPFFS}",
+            "{} is not in a bpffs, where maps and programs can be pinned: choose a --pin-dir in one, such as {}",
             parent.display(),
-            bpffs_command(parent)
+            usual_place(path).display()
         );
     }
     mount_bpffs(parent)?;
@@ -344,6 +325,11 @@ const BPFFS_OPTIONS: &str = "mode=0700";
 pub fn mount_bpffs(at: &Path) -> Result<()> {
     mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), Some(BPFFS_OPTIONS))
         .with_context(|| format!("could not mount a bpffs at {}, where none is", at.display()))
+}
+
+/// A pin directory of the same name where a start mounts a bpffs itself, if there is none.
+pub fn usual_place(pin_dir: &Path) -> PathBuf {
+    Path::new(DEFAULT_BPFFS).join(pin_dir.file_name().unwrap_or_else(|| "xdp_lb".as_ref()))
 }
 
 /// The command that does the same as [`mount_bpffs`].

@@ -1,14 +1,72 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::{Finding, Scene};
+use super::{Finding, Level, Scene};
 use crate::config::Config;
 use crate::dataplane::SERVICES_PER_BACKEND;
 use crate::model::Protocol;
-use crate::net::{Link, Route, RouteKind};
+use crate::net::{Address, Link, Route, RouteKind};
+
+const ROUTE: &str = "route";
 
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
-    let mut findings = routes(scene, config);
+    let found = routes(scene, config).into_iter().map(|(_, finding)| finding);
+    found.chain(relations(scene, config)).collect()
+}
+
+/// The same, with one line for all backends that are reached by an interface.
+pub(super) fn check_briefly(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut reached: BTreeMap<String, usize> = BTreeMap::new();
+    for (by, finding) in routes(scene, config) {
+        match by.filter(|_| finding.level == Level::Ok) {
+            Some(by) if scene.shows(by) => *reached.entry(by.name.clone()).or_default() += 1,
+            Some(_) => {}
+            None => findings.push(finding),
+        }
+    }
+    findings.extend(reached.into_iter().map(|(interface, count)| {
+        let message = match count {
+            1 => format!("1 backend is reached by {interface}"),
+            _ => format!("{count} backends are reached by {interface}"),
+        };
+        Finding::ok(ROUTE, &message)
+    }));
+    findings.extend(detours(scene));
+    findings.extend(relations(scene, config));
+    findings
+}
+
+/// Backends that are reached by another way, as the interface with their subnet is down: another route took its place.
+fn detours(scene: &Scene) -> Vec<Finding> {
+    let mut found: BTreeMap<(&str, &str), Vec<Ipv4Addr>> = BTreeMap::new();
+    for backend in scene.routes.keys() {
+        let (Some(by), Some(down)) = (scene.link_to(*backend), link_that_is_down(scene, *backend)) else {
+            continue;
+        };
+        let is_in_subnet = |own: &&Address| {
+            own.ifindex == by.index
+                && network(*backend, own.prefix_len) == network(own.address, own.prefix_len)
+        };
+        if !scene.addresses.iter().any(|own| is_in_subnet(&own)) {
+            found.entry((&down.name, &by.name)).or_default().push(*backend);
+        }
+    }
+    let finding = |((down, by), backends): ((&str, &str), Vec<Ipv4Addr>)| {
+        let more =
+            if backends.len() > 1 { format!(" and {} more", backends.len() - 1) } else { String::new() };
+        let message = format!(
+            "{down} is down, in whose subnet the backend {}{more} is: what goes there is sent by {by}",
+            backends[0]
+        );
+        Finding::error(ROUTE, &message, &format!("ip link set {down} up"))
+    };
+    found.into_iter().map(finding).collect()
+}
+
+/// Between services, backends and clients.
+fn relations(scene: &Scene, config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
     let clashes = clashes(config);
     if clashes.is_empty() {
         findings.push(Finding::ok("clash", "no two services or backends clash"));
@@ -18,15 +76,15 @@ pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Every backend must be another machine that this host has a way to.
-fn routes(scene: &Scene, config: &Config) -> Vec<Finding> {
+/// Every backend must be another machine that this host has a way to: each with the interface by which it is reached.
+fn routes<'a>(scene: &'a Scene, config: &Config) -> Vec<(Option<&'a Link>, Finding)> {
     let backends = config.services.iter().flat_map(|service| &service.backends);
     let backends: BTreeSet<SocketAddrV4> = backends.map(|backend| backend.address).collect();
     let found = |backend: SocketAddrV4| {
         let route = scene.routes.get(backend.ip()).and_then(Option::as_ref);
-        let by = scene.link_to(*backend.ip()).map(|link| link.name.as_str());
+        let by = scene.link_to(*backend.ip());
         let down = link_that_is_down(scene, *backend.ip()).map(|link| link.name.as_str());
-        judge(backend, route, by, down)
+        (by, judge(backend, route, by.map(|link| link.name.as_str()), down))
     };
     backends.into_iter().map(found).collect()
 }
@@ -45,9 +103,8 @@ fn network(address: Ipv4Addr, prefix_len: u8) -> u32 {
 }
 
 fn judge(backend: SocketAddrV4, route: Option<&Route>, by: Option<&str>, down: Option<&str>) -> Finding {
-    const NAME: &str = "route";
     let address = backend.ip();
-    let error = |message: String, fix: &str| Finding::error(NAME, &message, fix);
+    let error = |message: String, fix: &str| Finding::error(ROUTE, &message, fix);
     match (route.map(|route| route.kind), by) {
         (None, _) => match down {
             Some(down) => error(
@@ -72,7 +129,7 @@ fn judge(backend: SocketAddrV4, route: Option<&Route>, by: Option<&str>, down: O
             &format!("ip route replace {address} via GATEWAY"),
         ),
         (Some(RouteKind::Unicast), Some(interface)) => {
-            Finding::ok(NAME, &format!("backend {backend} is reached by {interface}"))
+            Finding::ok(ROUTE, &format!("backend {backend} is reached by {interface}"))
         }
     }
 }

@@ -23,9 +23,9 @@ const DRIVER_MTU: [(&str, u32); 7] = [
 pub(super) const SKB_ONLY: [&str; 7] = ["bridge", "dummy", "ifb", "macvlan", "macvtap", "vlan", "vxlan"];
 
 pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
-    let missing = scene.missing.iter().map(|name| no_such_interface(scene, name));
+    let missing = scene.shown_missing().map(|name| no_such_interface(scene, name));
     let mut findings: Vec<Finding> = missing.collect();
-    for link in scene.in_use() {
+    for link in scene.shown() {
         let unusable = unusable(link);
         if unusable.is_none() {
             findings.push(Finding::ok(NAME, &format!("{} is an Ethernet interface, up", link.name)));

@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::net::Netlink;
 use scene::Scene;
 
-pub use doctor::{Patient, State, examine, worst};
+pub use doctor::{Focus, Leftover, Patient, State, examine, worst};
 pub use remedy::Remedy;
 pub use sysctls::{StackInterface, SysctlNeed, needs as sysctl_needs};
 
@@ -88,6 +88,9 @@ impl fmt::Display for Finding {
 }
 
 impl Level {
+    /// Every level, the best first.
+    pub const ALL: [Level; 3] = [Level::Ok, Level::Warning, Level::Error];
+
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {

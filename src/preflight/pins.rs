@@ -4,7 +4,7 @@ use std::path::Path;
 use super::Finding;
 use super::privileges::Rights;
 use crate::config::Config;
-use crate::dataplane::{PinDirState, bpffs_command};
+use crate::dataplane::{PinDirState, bpffs_command, usual_place};
 
 const NAME: &str = "pins";
 
@@ -33,7 +33,11 @@ fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
         ),
         PinDirState::NoBpffs(parent) => error(
             format!("{} is not in a bpffs, where maps and programs can be pinned", parent.display()),
-            &format!("{}, or choose a --pin-dir below /sys/fs/bpf", bpffs_command(&parent)),
+            &elsewhere(dir),
+        ),
+        PinDirState::NoParent(parent, in_bpffs) => error(
+            format!("there is no directory {}, in which the pins are to be", parent.display()),
+            &if in_bpffs { format!("mkdir -p {}", parent.display()) } else { elsewhere(dir) },
         ),
         PinDirState::Symlink => error(format!("{shown} is a symbolic link, not a directory"), &removed("rm")),
         PinDirState::NotADirectory => error(format!("{shown} is not a directory"), &removed("rm")),
@@ -57,6 +61,11 @@ fn judge(dir: &Path, state: PinDirState, can_mount: bool) -> Finding {
     }
 }
 
+/// Where pins could be: a bpffs over a directory of other use would hide what is in it.
+pub(super) fn elsewhere(dir: &Path) -> String {
+    format!("choose a --pin-dir in a bpffs, such as {}", usual_place(dir).display())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +78,15 @@ mod tests {
         let error = judge(dir, PinDirState::ToBeMounted, false);
         assert_eq!(error.level, Level::Error);
         assert_eq!(error.fix.as_deref(), Some("sudo mount -t bpf -o mode=0700 bpf /sys/fs/bpf"));
+    }
+
+    #[test]
+    fn nothing_is_mounted_over_what_is_there() {
+        let judged = |dir: &str, state| judge(Path::new(dir), state, true).fix;
+        let fix = judged("/etc/pins", PinDirState::NoBpffs("/etc".into()));
+        assert_eq!(fix.as_deref(), Some("choose a --pin-dir in a bpffs, such as /sys/fs/bpf/pins"));
+        assert_eq!(judged("/nowhere/pins", PinDirState::NoParent("/nowhere".into(), false)), fix);
+        let below = judged("/sys/fs/bpf/a/pins", PinDirState::NoParent("/sys/fs/bpf/a".into(), true));
+        assert_eq!(below.as_deref(), Some("mkdir -p /sys/fs/bpf/a"));
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
             Some(occupant) => occupant.judge(&config.pin_dir),
         }
     };
-    scene.in_use().into_iter().map(finding).collect()
+    scene.shown().into_iter().map(finding).collect()
 }
 
 /// Who is there. One of ours that nothing pins may be that of a process that was killed a moment ago: it has until then to go.

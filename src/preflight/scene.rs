@@ -22,8 +22,16 @@ pub(super) struct Scene {
     pub(super) egress: BTreeMap<u32, EgressFacts>,
     /// Of those that are veths.
     pub(super) far_ends: BTreeMap<u32, FarEnd>,
+    /// What is told of, if not everything.
+    focus: Option<Focus>,
     /// Who delivers whatever is known of an interface; `None`: that decides.
     always: Option<Always>,
+}
+
+/// The interface that somebody asked about, and those that belong to it.
+struct Focus {
+    name: String,
+    interfaces: BTreeSet<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,6 +58,7 @@ impl Scene {
             routes,
             egress: BTreeMap::new(),
             far_ends: BTreeMap::new(),
+            focus: None,
             always: match config.deliver {
                 Deliver::Direct => Some(Always::Xdp),
                 Deliver::Stack => Some(Always::Stack),
@@ -81,6 +90,33 @@ impl Scene {
             }
         }
         used
+    }
+
+    /// Has only one interface told of; one that clients come by `with` those of the backends behind it.
+    pub(super) fn focus(&mut self, netlink: &mut Netlink, name: &str, with_backends: bool) -> Result<()> {
+        let mut interfaces: BTreeSet<u32> = netlink.link(name)?.map(|link| link.index).into_iter().collect();
+        if with_backends {
+            let facing = self.routes.keys().filter_map(|backend| self.link_to(*backend));
+            interfaces.extend(facing.map(|link| link.index));
+        }
+        self.focus = Some(Focus { name: name.to_owned(), interfaces });
+        Ok(())
+    }
+
+    /// Whether an interface is to be told of.
+    pub(super) fn shows(&self, link: &Link) -> bool {
+        self.focus.as_ref().is_none_or(|focus| focus.interfaces.contains(&link.index))
+    }
+
+    /// Those in use that are to be told of.
+    pub(super) fn shown(&self) -> Vec<&Link> {
+        self.in_use().into_iter().filter(|link| self.shows(link)).collect()
+    }
+
+    /// The names of those that do not exist and are to be told of.
+    pub(super) fn shown_missing(&self) -> impl Iterator<Item = &String> {
+        let is_shown = |name: &&String| self.focus.as_ref().is_none_or(|focus| focus.name == **name);
+        self.missing.iter().filter(is_shown)
     }
 
     /// Whether an interface is one of those that were named, be it by another of its names.
@@ -149,6 +185,6 @@ impl Scene {
             };
             Some(Finding { fix, ..Finding::ok("delivery", &message) })
         };
-        self.in_use().into_iter().filter_map(finding).collect()
+        self.shown().into_iter().filter_map(finding).collect()
     }
 }

@@ -74,7 +74,9 @@ pub(super) fn check(scene: &Scene, nobody_sets: bool) -> Vec<Finding> {
         value: "1",
         why: "the program looks up the way to clients",
     }];
-    all.extend(needs(&stack_interfaces(scene)));
+    let mut interfaces = stack_interfaces(scene);
+    interfaces.retain(|interface| scene.shown().iter().any(|link| link.name == interface.name));
+    all.extend(needs(&interfaces));
     all.iter().filter_map(|need| judge(need, nobody_sets)).collect()
 }
 

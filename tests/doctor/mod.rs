@@ -1,5 +1,8 @@
 //! What `xdp-lb doctor` says of an instance, and faults that it is to find.
 
+// Each test file uses a part of this.
+#![allow(dead_code)]
+
 use std::process::Output;
 
 use anyhow::{Context as _, Result};

@@ -16,7 +16,7 @@ const VETH: &str = "veth";
 pub(super) fn check(scene: &Scene, config: &Config) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let cpus = online_cpus()?;
-    for link in scene.in_use().into_iter().filter(|link| link.ethernet && !link.loopback) {
+    for link in scene.shown().into_iter().filter(|link| link.ethernet && !link.loopback) {
         let name = &link.name;
         findings.push(driver(config, link)?);
         findings.extend(mtu(scene, config, link));
@@ -87,29 +87,32 @@ fn mtu(scene: &Scene, config: &Config, link: &Link) -> Option<Finding> {
     }
 }
 
-/// Frames above the MTU of the interface that they are to leave by are dropped. TCP agrees on less, datagrams do not.
+/// Frames above the MTU of the interface that they are to leave by are dropped. TCP agrees on less only where hosts at both
+/// ends have the MTU of their network.
 fn black_hole(scene: &Scene, config: &Config) -> Option<Finding> {
     let used = scene.in_use();
     let (least, most) = (used.iter().min_by_key(|link| link.mtu)?, used.iter().max_by_key(|link| link.mtu)?);
-    if least.mtu == most.mtu {
+    if least.mtu == most.mtu || !(scene.shows(least) || scene.shows(most)) {
         return None;
     }
+    let has_datagrams = config.services.iter().any(|service| service.protocol == Protocol::Udp);
+    Some(too_big(least, most, has_datagrams))
+}
+
+fn too_big(least: &Link, most: &Link, has_datagrams: bool) -> Finding {
+    let who = match has_datagrams {
+        true => "datagrams are, and TCP's segments where a host has another MTU than its network",
+        false => "TCP's segments are where a host has another MTU than its network",
+    };
     let message = format!(
-        "frames of up to {} bytes that arrive by {} are too big for {} ({}), and dropped",
+        "frames of up to {} bytes that arrive by {} are too big for {} ({}), and dropped: {who}",
         most.mtu, most.name, least.name, least.mtu
     );
-    let has_datagrams = config.services.iter().any(|service| service.protocol == Protocol::Udp);
-    Some(match has_datagrams {
-        true => Finding::warning(
-            "mtu",
-            &message,
-            "give all interfaces in use the same MTU, or let UDP senders send less",
-        ),
-        false => Finding::ok(
-            "mtu",
-            &format!("{message}; TCP agrees on less where hosts at both ends have the MTU of their network"),
-        ),
-    })
+    let fix = format!(
+        "give all the same MTU, if the networks have it: ip link set {} mtu {}, or ip link set {} mtu {}",
+        least.name, most.mtu, most.name, least.mtu
+    );
+    Finding::warning("mtu", &message, &fix)
 }
 
 /// Each queue is served by one processor at a time.
@@ -218,6 +221,21 @@ mod tests {
             peer: None,
             master: None,
             xdp: None,
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_is_a_warning_for_every_protocol() {
+        let small = Link { name: "eth1".into(), mtu: 1400, ..link(None) };
+        for has_datagrams in [true, false] {
+            let found = too_big(&small, &link(None), has_datagrams);
+            assert_eq!(found.level, Level::Warning);
+            assert!(
+                found.message.starts_with(
+                    "frames of up to 1500 bytes that arrive by eth0 are too big for eth1 (1400)"
+                )
+            );
+            assert!(found.fix.is_some_and(|fix| fix.contains("ip link set eth1 mtu 1500")));
         }
     }
 

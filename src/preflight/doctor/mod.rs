@@ -5,8 +5,12 @@ mod hardware;
 mod instance;
 mod neighbours;
 mod ports;
+mod replies;
+mod serving;
 mod stack;
 mod table;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -14,6 +18,7 @@ use super::privileges::Rights;
 use super::{Finding, Level, Scene};
 use super::{backends, interfaces, kernel, memory, privileges, programs, sysctls, vips};
 use crate::config::Config;
+use crate::metrics::Snapshot;
 use crate::net::Netlink;
 
 /// What is looked at.
@@ -23,6 +28,48 @@ pub struct Patient {
     pub config: Config,
     /// How it is.
     pub state: State,
+    /// What it counted, and what its backends are: told by its process, or without one by its tables.
+    pub figures: Option<Box<Snapshot>>,
+    /// What only is to be told of.
+    pub focus: Option<Focus>,
+    /// What other instances left.
+    pub left: Vec<Leftover>,
+}
+
+impl Patient {
+    /// One whose services are not known.
+    pub fn new(config: Config, state: State) -> Patient {
+        Patient { config, state, figures: None, focus: None, left: Vec::new() }
+    }
+
+    /// Whether programs of an instance are at work, and known.
+    fn is_there(&self) -> bool {
+        match self.state {
+            State::Runs | State::Dead => true,
+            State::Silent(..) => self.figures.is_some(),
+            State::None => false,
+        }
+    }
+}
+
+/// An interface that somebody asks about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Focus {
+    /// Its name.
+    pub interface: String,
+    /// Whether the interfaces of backends belong to it, as clients come by it.
+    pub with_backends: bool,
+}
+
+/// What an instance without a process left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// Its pin directory.
+    pub dir: PathBuf,
+    /// The interfaces here that run its program.
+    pub interfaces: Vec<String>,
+    /// Whether its program runs in another network namespace.
+    pub elsewhere: bool,
 }
 
 /// How an instance is.
@@ -58,8 +105,10 @@ const fn check(name: &'static str, needs: Needs, quiet: &'static str) -> Check {
 }
 
 /// Every check, in the order in which they are shown.
-const CHECKS: [Check; 29] = [
+const CHECKS: [Check; 32] = [
     check("instance", Needs::Nothing, "no instance runs"),
+    check("service", Needs::Services, "not to be seen"),
+    check("backend", Needs::Services, "none is down"),
     check("privileges", Needs::Nothing, "nothing is missing"),
     check("kernel", Needs::Nothing, "not to be seen"),
     check("btf", Needs::Nothing, "the kernel describes its types (/sys/kernel/btf/vmlinux)"),
@@ -81,6 +130,7 @@ const CHECKS: [Check; 29] = [
     check("neighbour", Needs::Services, "no backend is reached by a neighbour"),
     check("clash", Needs::Services, "no two services or backends clash"),
     check("client-subnet", Needs::Services, "no backend is in a subnet of clients"),
+    check("client-route", Needs::Services, "no reply lacked a route to its client"),
     check("vip", Needs::Services, "there is none"),
     check("delivery", Needs::Interface, "not to be told"),
     check("ip-forward", Needs::Nothing, "net.ipv4.ip_forward is not to be seen"),
@@ -95,11 +145,15 @@ const CHECKS: [Check; 29] = [
 /// # Errors
 /// When the kernel does not answer by netlink.
 pub fn examine(netlink: &mut Netlink, patient: &Patient) -> Result<Vec<Finding>> {
-    let Patient { config, state } = patient;
+    let config = &patient.config;
     let rights = Rights::of_this_process();
-    let scene = Scene::look(netlink, config)?;
-    let is_there = matches!(state, State::Runs | State::Dead);
+    let mut scene = Scene::look(netlink, config)?;
+    if let Some(focus) = &patient.focus {
+        scene.focus(netlink, &focus.interface, focus.with_backends)?;
+    }
+    let is_there = patient.is_there();
     let mut findings = instance::check(patient, &rights);
+    findings.extend(serving::check(patient));
     findings.extend(privileges::check(&rights, config));
     findings.extend(kernel::check(&rights));
     if !is_there {
@@ -107,13 +161,14 @@ pub fn examine(netlink: &mut Netlink, patient: &Patient) -> Result<Vec<Finding>>
     }
     findings.extend(interfaces::check(&scene, config));
     findings.extend(hardware::check(&scene, config)?);
-    findings.extend(instance::programs(&scene, state, programs::check(&scene, config)));
+    findings.extend(instance::programs(&scene, patient, programs::check(&scene, config)));
     findings.extend(scene.delivery());
     findings.extend(stack::forwarding(is_there));
     findings.extend(sysctls::check(&scene, is_there));
     if !config.services.is_empty() {
-        findings.extend(backends::check(&scene, config));
+        findings.extend(backends::check_briefly(&scene, config));
         findings.extend(neighbours::check(netlink, &scene)?);
+        findings.extend(replies::check(netlink, patient)?);
         findings.extend(vips::check(&scene, config, true));
         findings.extend(stack::firewall(&scene, config));
         findings.extend(ports::check(&scene, config));
@@ -159,7 +214,7 @@ mod tests {
 
     #[test]
     fn each_check_says_something_in_order() {
-        let patient = |interfaces| Patient { config: Config::new(interfaces, vec![]), state: State::None };
+        let patient = |interfaces| Patient::new(Config::new(interfaces, vec![]), State::None);
         let findings = complete(
             vec![Finding::ok("table", "x"), Finding::warning("lro", "on", "off"), Finding::ok("kernel", "x")],
             &patient(vec!["eth0".into()]),

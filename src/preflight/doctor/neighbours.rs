@@ -22,6 +22,9 @@ pub(super) fn check(netlink: &mut Netlink, scene: &Scene) -> Result<Vec<Finding>
     let mut hops = Hops::new();
     for (backend, route) in &scene.routes {
         let (Some(route), Some(link)) = (route, scene.link_to(*backend)) else { continue };
+        if !scene.shows(link) {
+            continue;
+        }
         let hop = route.gateway.unwrap_or(*backend);
         hops.entry((link.index, hop)).or_insert_with(|| (link, Vec::new())).1.push(*backend);
     }
