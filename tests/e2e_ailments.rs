@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 fn web() -> String {
     format!(
         "interface = \"eth0\"\nassign-vip = true\nstats-interval = 0\n[[service]]\nname = \"web\"\nvip = \"{VIP}:80\"\n\
-         health = {{ type = \"tcp\", interval = \"200ms\", timeout = \"200ms\" }}\nbackend = [ {} ]\n",
+         health = {{ type = \"tcp\", interval = \"1s\", timeout = \"1s\" }}\nbackend = [ {} ]\n",
         three_backends()
     )
 }
