@@ -471,7 +471,8 @@ fn root_idle_clients_do_not_silence_the_probes() -> Result<()> {
         for path in ["/healthz", "/readyz", "/metrics"] {
             let begun = Instant::now();
             assert_eq!(status(lab, path)?.0, 200, "{path}");
-            assert!(begun.elapsed() < Duration::from_secs(1), "{path}: {:?}", begun.elapsed());
+            // A busy machine takes its time; nobody waits for those who say nothing, which have five seconds each.
+            assert!(begun.elapsed() < Duration::from_secs(4), "{path}: {:?}", begun.elapsed());
         }
         // Who says nothing is given up after five seconds, crowd or not.
         for stream in idle {

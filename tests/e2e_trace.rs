@@ -183,7 +183,8 @@ fn root_trace_tells_whose_a_passed_packet_is() -> Result<()> {
         let (udp, tcp) = seen;
         let expected = [("reason", "no_service"), ("protocol", "udp"), ("tcp_flags", "")];
         expected.iter().for_each(|(key, value)| assert_eq!(udp[key], *value, "{udp}"));
-        assert_eq!((&udp["client"], &udp["length"]), (&format!("{CLIENT}:{sent}").into(), &542.into()));
+        assert_eq!((&udp["source"], &udp["length"]), (&format!("{CLIENT}:{sent}").into(), &542.into()));
+        assert_eq!((&udp["client"], &udp["direction"]), (&Value::Null, &Value::Null), "it is nobody's");
         assert_eq!((&tcp["protocol"], &tcp["tcp_flags"]), (&"tcp".into(), &"S".into()), "{tcp}");
         end(trace)?;
         // Of another client there is nothing, and the service's port counts.

@@ -260,8 +260,10 @@ __noinline int lb_watch_note(struct xdp_md *ctx, struct lb_seen *seen)
 		return 0;
 	lb_watch_fill(&scratch->event, seen, now);
 	if (LB_READ_ONCE(lb_watch.wants) & LB_WATCH_FRAMES) {
-		if (!lb_watch_frames(ctx, scratch, seen, kept))
+		if (!lb_watch_frames(ctx, scratch, seen, kept)) {
+			__sync_fetch_and_add(&lb_watch.lost, 1);
 			return 0;
+		}
 	} else if (seen->nobodys) {
 		scratch->event.captured = lb_watch_load(ctx, scratch, 0);
 	}

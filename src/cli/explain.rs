@@ -304,18 +304,7 @@ impl Account<'_> {
                 "state": found.state.map_or("ended", LifeState::name),
                 "goes_on": found.goes_on,
             })),
-            "scheduler": choice.as_ref().map(|choice| json!({
-                "ring_length": choice.ring_length,
-                "ring_position": choice.ring_position,
-                "recorded": choice.recorded,
-                "least": choice.least,
-                "refused": choice.refusals.iter().map(|(backend, reason)| json!({
-                    "backend": backend,
-                    "reason": reason.name,
-                })).collect::<Vec<_>>(),
-                "backend": choice.backend,
-                "no_slot": choice.no_slot,
-            })),
+            "scheduler": choice.as_ref().map(choice_json),
             "rewrite": self.rewrite().map(|rewrite| rewrite.json()),
             "next_hop": next_hop.as_ref().map(|hop| json!({
                 "interface": (hop.ifindex != 0).then(|| interface(hop.ifindex)),
@@ -335,6 +324,20 @@ impl Account<'_> {
             "warnings": self.obstacles.iter().map(Obstacle::json).collect::<Vec<_>>(),
         })
     }
+}
+
+fn choice_json(choice: &Choice) -> Value {
+    let refused =
+        |(backend, reason): &(SocketAddrV4, &Reason)| json!({ "backend": backend, "reason": reason.name });
+    json!({
+        "ring_length": choice.ring_length,
+        "ring_position": choice.ring_position,
+        "recorded": choice.recorded,
+        "least": choice.least,
+        "refused": choice.refusals.iter().map(refused).collect::<Vec<_>>(),
+        "backend": choice.backend,
+        "no_slot": choice.no_slot,
+    })
 }
 
 /// A line for each backend that was passed over, however many of its slots were tried.

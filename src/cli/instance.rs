@@ -22,7 +22,7 @@ use crate::preflight::Level;
 /// As much of a frame as can be captured.
 const SNAPLEN: u32 = lb_constants::LB_SNAPSHOT_LENGTH.0;
 
-/// With less there would be frames without their ports.
+/// With less, frames of IPv4 could be without their ports.
 const LEAST_SNAPLEN: u32 = 64;
 
 /// How often `stats` shows figures where nothing else is said.
@@ -60,19 +60,7 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
         }
         Verb::Service { verb, target } => service(verb, instance(target)?),
         Verb::Backend { verb, target } => backend(verb, instance(target)?),
-        Verb::Connections { verb: None, filter, target } => {
-            let filter = filter_of(filter)?;
-            let limit = Some(filter.limit.unwrap_or(LISTED));
-            Ok(Command::Show(Show::Connections(Filter { limit, ..filter }), instance(target)?))
-        }
-        Verb::Connections { verb: Some(_), filter, target } => {
-            let filter = filter_of(filter)?;
-            if filter.is_empty() {
-                let wrong = "--service, --backend, --client or --state is needed: which connections?";
-                return Err(Usage::bad("connections kill", wrong, form("connections kill")));
-            }
-            change(Ask::Kill(filter), target)
-        }
+        Verb::Connections { verb, filter, target } => connections(verb.is_some(), filter_of(filter)?, target),
         Verb::Config { target, .. } => Ok(Command::Show(Show::Config, instance(target)?)),
         Verb::Reload { dry_run, now, target } => {
             change(Ask::Reload(Reload { dry_run: *dry_run, now: *now }), target)
@@ -100,6 +88,18 @@ pub(super) fn resolve(verb: &Verb) -> Result<Command, Usage> {
         | Verb::VethPeer { .. }
         | Verb::Detach { .. } => Err(Usage::bad("arguments", "they are of no instance", "xdp-lb --help")),
     }
+}
+
+fn connections(kill: bool, filter: Filter, target: &Target) -> Result<Command, Usage> {
+    if !kill {
+        let limit = Some(filter.limit.unwrap_or(LISTED));
+        return Ok(Command::Show(Show::Connections(Filter { limit, ..filter }), instance(target)?));
+    }
+    if filter.is_empty() {
+        let wrong = "--service, --backend, --client or --state is needed: which connections?";
+        return Err(Usage::bad("connections kill", wrong, form("connections kill")));
+    }
+    change(Ask::Kill(filter), target)
 }
 
 fn instance(target: &Target) -> Result<Instance, Usage> {
@@ -259,9 +259,10 @@ fn snaplen_word(value: &OsStr) -> Result<u32, Fault> {
     let right = "128";
     let length = number(value, right)?;
     match u32::try_from(length) {
-        Ok(length) if length < LEAST_SNAPLEN => {
-            Err(fault(&format!("it is less than {LEAST_SNAPLEN}, which headers take"), right))
-        }
+        Ok(length) if length < LEAST_SNAPLEN => Err(fault(
+            &format!("it is less than {LEAST_SNAPLEN}, the shortest that shows whose packet it is"),
+            right,
+        )),
         Ok(length) if length <= SNAPLEN => Ok(length),
         _ => Err(fault(&format!("it is more than {SNAPLEN}"), right)),
     }

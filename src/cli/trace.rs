@@ -102,6 +102,7 @@ impl Told<'_> {
     /// The client, where the packet is known to be of one or for one.
     fn client(&self) -> Option<End> {
         let (source, destination) = self.headers.ends?;
+        self.service.as_ref()?;
         Some(if self.seen.to_client { destination } else { source })
     }
 

@@ -264,9 +264,13 @@ impl Watch {
             );
         }
         self.until.set(new);
-        if now() > old {
+        let lapsed = now() > old;
+        if lapsed {
             self.lapses.set(self.lapses.get() + 1);
-            // A packet that came too late has switched it off. What was kept of others by then has lost its end.
+        }
+        // A packet that came too late has switched it off; one that was held up since may do so after the lease was renewed.
+        // What was kept of others by then has lost its end.
+        if lapsed || !self.is_wanted() {
             begin_generation(&self.tables);
             self.store_wants(self.wants);
         }
@@ -274,6 +278,11 @@ impl Watch {
             bail!("the instance has ended: {} is gone", self.pin.display());
         }
         Ok(())
+    }
+
+    fn is_wanted(&self) -> bool {
+        let wants = self.tables.data_watch.quad(0, offset_of!(lb_watch, wants));
+        wants.is_some_and(|wants| wants.load(Ordering::Acquire) == self.wants)
     }
 
     fn store_wants(&self, wants: u32) {
