@@ -205,7 +205,10 @@ fn root_interfaces_that_go_down_and_up() -> Result<()> {
         let told = |what: &str| eventually(what, || lb.process.stderr().contains(what).then_some(()));
         let mut held = KeepAlive::open(lab, VIP, 80)?;
         let server = held.ask()?;
-        for (interface, says) in [("eth1", "no route to backend 10.0.0.10:8080"), ("eth0", "")] {
+        for (interface, says) in [
+            ("eth1", "eth1, which backend 10.0.0.10:8080 is behind, is down, and the route with it"),
+            ("eth0", ""),
+        ] {
             lab.ip("lb", &format!("link set {interface} down"))?;
             told(says);
             lab.ip("lb", &format!("link set {interface} up"))?;

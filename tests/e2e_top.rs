@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::balancer::{Balancer, PIN_DIR, XDP_LB, weighted};
 use common::clients::{KeepAlive, requests, spread};
-use common::live::{Visits, ask, complaint, say, state};
+use common::live::{Visits, ask, complaint, say, start, state, three_backends, write};
 use common::netns::{Lab, in_lab};
 use common::networks::{CLIENT, VIP, WEBS, two_arms};
 use common::servers::{HTTP, logging_nginx_everywhere, nginx_everywhere, requests_logged};
@@ -217,6 +217,41 @@ fn root_one_screen_finds_a_silent_backend() -> Result<()> {
         assert_eq!(lb.stop(Signal::SIGKILL)?, None);
         silent(&say(lab, "top --once --interval 100ms")?);
         say(lab, "detach eth0").map(drop)
+    })
+}
+
+/// Checks are content with it, and are made for every few refusals: what was counted stays.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_every_screen_finds_a_backend_that_refuses_clients_alone() -> Result<()> {
+    in_lab(|lab| {
+        two_arms(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let file = format!(
+            "interface = \"eth0\"\nassign-vip = true\nstats-interval = 0\n[[service]]\nname = \"web\"\nvip = \"{VIP}:80\"\n\
+             scheduler = \"round-robin\"\nhealth = {{ type = \"tcp\", interval = \"1s\" }}\nbackend = [ {} ]\n",
+            three_backends()
+        );
+        write(lab, &file)?;
+        let _lb = start(lab)?;
+        requests(lab, &format!("http://{VIP}/?[1-9]"))?;
+        let rule = "table ip t { chain c { type filter hook input priority 0; ip saddr 192.168.1.2 tcp dport 8080 \
+                    reject with tcp reset; }; }";
+        lab.run("web2", "nft", &[rule])?;
+        let target = format!("{VIP}:80").parse()?;
+        for _ in 0..4 {
+            lab.within("client", || {
+                (0..9)
+                    .filter(|_| TcpStream::connect_timeout(&target, Duration::from_secs(1)).is_err())
+                    .count()
+            })?;
+            // A check follows, which is good.
+            std::thread::sleep(Duration::from_millis(1500));
+            let screen = say(lab, "top --once --interval 100ms")?;
+            assert_eq!(marks(&screen, WEBS[1].1).as_deref(), Some("!"), "{screen}");
+            assert!(screen.contains("refuses: "), "{screen}");
+        }
+        Ok(())
     })
 }
 

@@ -179,10 +179,11 @@ impl Account<'_> {
     }
 
     fn interface_text(&self) -> String {
-        let delivery = if self.on.profile.stack { "delivery by the kernel" } else { "direct delivery" };
+        // Else it depends on where the packet goes, as the verdict says.
+        let delivery = if self.on.profile.stack { ", delivery by the kernel" } else { "" };
         let guess = if self.guessed { " (a guess)" } else { "" };
         format!(
-            "{}{guess}, XDP in {} mode, {delivery}",
+            "{}{guess}, XDP in {} mode{delivery}",
             self.names.interface(self.on.ifindex),
             mode_name(self.on.mode)
         )

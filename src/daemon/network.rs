@@ -306,6 +306,20 @@ impl Network {
         Ok(())
     }
 
+    /// Routes go with the interface that they lead out by.
+    fn no_route(&self, view: &View, backend: BackendId) -> String {
+        let (address, way) = (backend.address, self.ways.get(&backend));
+        match way.and_then(|way| view.links.get(&way.ifindex)).filter(|link| !link.up) {
+            Some(Link { name, .. }) => format!(
+                "{name}, which backend {address} is behind, is down, and the route with it: set it up (ip link set {name} up)"
+            ),
+            None => format!(
+                "there is no route to backend {address} any more: add one (ip route add {} via GATEWAY)",
+                address.ip()
+            ),
+        }
+    }
+
     fn follow_backend(
         &mut self,
         plane: &mut Plane,
@@ -316,10 +330,7 @@ impl Network {
         let route = view.routes.get(&address);
         let Some((route, link)) = route.and_then(|route| Some((route, view.links.get(&route.ifindex)?)))
         else {
-            return Ok(Some(format!(
-                "there is no route to backend {} any more: add one (ip route add {address} via GATEWAY)",
-                backend.address
-            )));
+            return Ok(Some(self.no_route(view, backend)));
         };
         let next = route.gateway.unwrap_or(address);
         let neighbour = view.neighbours.get(&(route.ifindex, next));

@@ -23,6 +23,9 @@ type Key = (String, SocketAddrV4);
 /// What checks found since they were last counted, by the targets' ids.
 type Tallies = Arc<Mutex<HashMap<u64, CheckTally>>>;
 
+/// SYNs that a backend left unanswered since its last SYN-ACK, and those of them that it refused.
+type Answers = (u32, u32);
+
 /// All backends that are configured.
 pub struct Pool {
     checker: Checker,
@@ -32,6 +35,8 @@ pub struct Pool {
     next_id: u64,
     /// Rows whose SYNs went unanswered at the last look.
     suspects: HashSet<u16>,
+    /// What was unanswered and refused at the last check that was made for it.
+    looked_into: HashMap<u16, Answers>,
     /// By row: a backend that is removed, or whose service gets another name, keeps its own.
     deadlines: HashMap<BackendId, Deadline>,
 }
@@ -80,6 +85,7 @@ impl Pool {
             ids: HashMap::new(),
             next_id: 1,
             suspects: HashSet::new(),
+            looked_into: HashMap::new(),
             deadlines: HashMap::new(),
         })
     }
@@ -254,27 +260,30 @@ impl Pool {
 
     /// Passive checks: a backend that refuses connections, or does not answer them, is checked at once.
     fn check_suspects(&mut self, plane: &Plane) {
-        let mut suspects = HashSet::new();
+        let (mut suspects, mut looked_into) = (HashSet::new(), HashMap::new());
         for member in self.members.values() {
-            if member.condition != Condition::Up
-                || member.passive == 0
-                || member.admin == AdminState::Disabled
-            {
-                continue;
-            }
+            let is_asked = member.condition == Condition::Up
+                && member.passive > 0
+                && member.admin != AdminState::Disabled;
             for row in &member.rows {
-                let (unanswered, refused) = plane.answers(*row);
+                let answers = plane.answers(*row);
+                // An answer since then has set them to 0.
+                let goes_on = |known: &&Answers| known.0 <= answers.0 && known.1 <= answers.1;
+                let known = self.looked_into.get(row).filter(goes_on).copied().unwrap_or_default();
+                let (unanswered, refused) = (answers.0 - known.0, answers.1 - known.1);
                 // What was sent a moment ago may be answered yet.
                 let silent = unanswered >= member.passive && self.suspects.contains(row);
-                if refused >= member.passive || silent {
+                let suspicious = is_asked && (refused >= member.passive || silent);
+                if suspicious {
                     self.checker.check_now(member.id);
-                    plane.forget_answers(*row);
-                } else if unanswered >= member.passive {
+                } else if is_asked && unanswered >= member.passive {
                     suspects.insert(*row);
                 }
+                // Whatever a backend does that is down or disabled is no news when it is back.
+                looked_into.insert(*row, if suspicious || !is_asked { answers } else { known });
             }
         }
-        self.suspects = suspects;
+        (self.suspects, self.looked_into) = (suspects, looked_into);
     }
 
     /// What checks have found, by service and backend.

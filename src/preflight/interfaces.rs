@@ -28,7 +28,7 @@ pub(super) fn check(scene: &Scene, config: &Config) -> Vec<Finding> {
     for link in scene.shown() {
         let unusable = unusable(link);
         if unusable.is_none() {
-            findings.push(Finding::ok(NAME, &format!("{} is an Ethernet interface, up", link.name)));
+            findings.push(carrier(link));
             findings.extend(mode(config, link));
             findings.extend(mtu(scene, config, link));
         }
@@ -57,8 +57,29 @@ fn unusable(link: &Link) -> Option<Finding> {
         let message = format!("{name} is not an Ethernet interface, so it carries no frames to balance");
         return Some(Finding::error(NAME, &message, "use an Ethernet interface"));
     }
-    let message = format!("interface {name} is down");
-    (!link.up).then(|| Finding::error(NAME, &message, &format!("ip link set {name} up")))
+    if !link.up {
+        let message = format!("interface {name} is down");
+        return Some(Finding::error(NAME, &message, &format!("ip link set {name} up")));
+    }
+    None
+}
+
+/// One without a carrier may get it later, so this keeps nobody from starting.
+fn carrier(link: &Link) -> Finding {
+    let name = &link.name;
+    if link.running {
+        return Finding::ok(NAME, &format!("{name} is an Ethernet interface, up"));
+    }
+    let far_end = if link.kind.as_deref() == Some("veth") {
+        "its far end is down"
+    } else {
+        "no cable, or its far end is down"
+    };
+    Finding::warning(
+        NAME,
+        &format!("{name} is up, but has no carrier: no packet gets in or out"),
+        &format!("{far_end}: set that up (ip link shows it: NO-CARRIER)"),
+    )
 }
 
 /// Not every kind of interface has a native mode.

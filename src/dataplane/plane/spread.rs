@@ -242,13 +242,6 @@ impl Plane {
         (row.unanswered, row.refused)
     }
 
-    /// Counts from 0 again. What a packet counts at the same instant may be lost.
-    pub fn forget_answers(&self, index: u16) {
-        if let Some(word) = self.tables.backend_answers.word(index.into(), 0) {
-            word.store(0, Ordering::Relaxed);
-        }
-    }
-
     /// What is known of the health of a row's backend.
     pub fn condition(&self, index: u16) -> Option<Condition> {
         self.inventory.backends().get(&index).map(|row| row.condition)
