@@ -63,7 +63,8 @@ impl Device {
         Some(match self.bound(queues) {
             Some((bound, why)) if !bound.contains(&wanted) => {
                 // As near as may be, unless it is there already.
-                let nearest = wanted.clamp(*bound.start(), (*bound.end()).min(most));
+                let nearest = wanted.max(*bound.start()).min(*bound.end()).min(most);
+                // The device may not have as many as it takes.
                 match nearest == now || !bound.contains(&nearest) {
                     true => Wish::none(setting, &why),
                     false => Wish {
@@ -172,6 +173,13 @@ mod tests {
         let (left_alone, _) = wished(&few, Queues::Rx);
         assert!(left_alone.is_err_and(|why| why.contains("sends by 3: the driver refuses less")));
         assert_eq!(wished(&Device { own: separate(4, 1), ..few }, Queues::Rx), (Ok("3".into()), false));
+        // Which was so before the program was there.
+        let too_few = Device {
+            own: Channels { max_rx: 2, ..separate(2, 1) },
+            ..device(true, Some((false, separate(1, 3))))
+        };
+        let (left_alone, _) = wished(&too_few, Queues::Rx);
+        assert!(left_alone.is_err_and(|why| why.contains("sends by 3: the driver refuses less")));
     }
 
     #[test]
