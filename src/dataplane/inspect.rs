@@ -33,32 +33,38 @@ pub fn xdp_link_on(ifindex: u32) -> Option<u32> {
 
 /// Where a program, or a link that holds it, is pinned: in every bpffs that is mounted here.
 pub fn pins_of(program: u32) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-    let mut directories = bpffs_mounts(&mounts);
     let mut pins = Vec::new();
-    let mut searched = 0;
-    while let Some(directory) = directories.pop() {
-        searched += 1;
-        if searched > MAX_DIRECTORIES {
-            break;
-        }
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => directories.push(entry.path()),
-                Ok(kind) if kind.is_file() && program_behind(&entry.path()) == Some(program) => {
-                    pins.push(entry.path());
-                }
-                _ => {}
-            }
-        }
-    }
+    walk(|directory, _| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        let paths = files.map(|entry| entry.path());
+        pins.extend(paths.filter(|path| program_behind(path) == Some(program)));
+        true
+    });
     pins.sort();
     pins.dedup();
     pins
 }
 
+/// Goes through the directories of every bpffs that is mounted here, each before those in it, and into those of which `enter`
+/// says so, given how far below the mount it is.
+pub(super) fn walk(mut enter: impl FnMut(&Path, usize) -> bool) {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mut to_search: Vec<(PathBuf, usize)> = bpffs_mounts(&mounts).into_iter().map(|at| (at, 0)).collect();
+    // What is at several places is met at the first one that was mounted.
+    to_search.reverse();
+    for _ in 0..MAX_DIRECTORIES {
+        let Some((directory, depth)) = to_search.pop() else { return };
+        if enter(&directory, depth) {
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            to_search.extend(below.map(|entry| (entry.path(), depth + 1)));
+        }
+    }
+}
+
 /// The mount points of type bpf. Spaces and the like are escaped there.
-pub(super) fn bpffs_mounts(mountinfo: &str) -> Vec<PathBuf> {
+fn bpffs_mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mount = |line: &str| {
         let (start, end) = line.split_once(" - ")?;
         let point = start.split(' ').nth(4)?;

@@ -67,7 +67,7 @@ pub use mapped::Rows;
 pub use nexthops::{Egress, NamedRows, NextHop, NextHops};
 pub use peer::{PEER, attach_peer, detach_peer};
 pub use pin::{Busy, PinDir, bpffs_command, mount_bpffs, usual_place};
-pub use pinned::{Pinned, pin_dir_of, pinned};
+pub use pinned::{Pinned, on_empty, pin_dir_of, pinned};
 pub(crate) use plane::scheduler_of;
 pub use plane::{Attached, BackendId, Committed, Condition, Plane, Request, TakeOver, ring_memory};
 pub use reasons::{Class, Reason};
