@@ -5,6 +5,8 @@ mod doctor;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -95,6 +97,95 @@ fn root_backends_that_are_down() -> Result<()> {
     })
 }
 
+/// Of one without a process only that is told which its tables tell: not how backends are checked.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_nothing_is_made_up_without_a_process() -> Result<()> {
+    in_lab(|lab| {
+        forwarding(lab)?;
+        let http = "health = { type = \"http\", port = 8081, interval = \"1s\", timeout = \"1s\" }";
+        let tcp = "health = { type = \"tcp\", interval = \"1s\", timeout = \"1s\" }";
+        let text = web().replace(tcp, &format!("on-empty = \"pass\"\n{http}"));
+        write(lab, &text)?;
+        let lb = start(lab)?;
+        let (passed, down) = ("are left to this host (on-empty = pass)", "10.0.0.10:8080 of ");
+        let of_one_that_runs = eventually("backends that are down", || {
+            let report = Report::of(lab, "").ok()?;
+            report.bad().iter().any(|(_, _, said)| said.contains(passed)).then_some(report)
+        });
+        let fix = of_one_that_runs.fix("warning", "backend", &[down]);
+        assert!(fix.ends_with("curl -v http://10.0.0.10:8081/"), "{fix}");
+
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            lb.process.signal(signal)?;
+            let report = eventually("no process answers", || {
+                let report = Report::of(lab, "").ok()?;
+                report.bad().iter().any(|(_, _, said)| said.contains("no process")).then_some(report)
+            });
+            report.fix("error", "service", &[passed]);
+            let fix = report.fix("warning", "backend", &[down]);
+            assert!(fix.contains("xdp-lb backend list") && !fix.contains("8080"), "{fix}");
+        }
+        Ok(())
+    })
+}
+
+/// What is advised is for the instance that was looked at, wherever that listens.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_commands_to_paste_name_the_instance() -> Result<()> {
+    in_lab(|lab| {
+        forwarding(lab)?;
+        for (named, more) in
+            [("--pin-dir /sys/fs/bpf/b", ""), ("--socket /run/b.sock", "--pin-dir /sys/fs/bpf/b")]
+        {
+            let args = format!("eth0 --vip {VIP}:80 --backend 10.0.0.10:80 --assign-vip --health none");
+            let mut lb = Balancer::start(lab, &format!("{args} {named} {more}"))?;
+            settled(lab, named)?;
+            say(lab, &format!("backend disable {VIP}:80 10.0.0.10:80 {named}"))?;
+            let fix = Report::of(lab, named)?.fix("error", "service", &["by an operator (disabled)"]);
+            assert!(fix.ends_with(named), "{fix}");
+            carry_out(lab, &[("lb", &fix)])?;
+            settled(lab, named)?;
+            lb.stop(Signal::SIGTERM)?;
+        }
+        Ok(())
+    })
+}
+
+/// The pins are to be seen from other network namespaces too, where nothing is to be judged, or removed.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_leftovers_of_another_namespace() -> Result<()> {
+    in_lab(|lab| {
+        forwarding(lab)?;
+        for dir in ["/sys/fs/bpf/xdp_lb", "/sys/fs/bpf/own"] {
+            let args = format!("eth0 --vip {VIP}:80 {} --assign-vip --health none", weighted(HTTP));
+            let mut lb = Balancer::start(lab, &format!("{args} --pin-dir {dir}"))?;
+            lb.stop(Signal::SIGKILL)?;
+            let named = format!("--pin-dir {dir}");
+            for args in ["", &named] {
+                let report = Report::seen_from(lab, "client", args)?;
+                let said =
+                    format!("no process runs for what is pinned in {dir}, in another network namespace");
+                let fix = report.fix("warning", "instance", &[&said]);
+                let of_others = ["vip", "program", "backend", "service", "route"];
+                assert!(report.bad().iter().all(|(_, name, _)| !of_others.contains(name)), "{report:#?}");
+                assert!(!format!("{report:?}").contains(" detach "), "{report:#?}");
+                // There it is one to be looked at.
+                let (_, command) = fix.split_once(": ").context("no command")?;
+                let command = command.replace("NAME", "lb").replacen("xdp-lb", XDP_LB, 1);
+                let looked = lab.command("client", "sh")?.args(["-c", &command]).output()?;
+                let text = String::from_utf8(looked.stdout)?;
+                assert!(text.contains("xdp-lb detach eth0"), "{command}: {text}");
+            }
+            let output = lab.command("lb", XDP_LB)?.args(["detach", "eth0", "--pin-dir", dir]).output()?;
+            assert!(output.status.success(), "{output:?}");
+        }
+        Ok(())
+    })
+}
+
 #[test]
 #[cfg_attr(not(root), ignore = "needs root")]
 fn root_a_process_that_was_stopped() -> Result<()> {
@@ -150,16 +241,20 @@ fn root_leftovers_with_pins_of_their_own() -> Result<()> {
 
         // Beside one that runs.
         lab.add(&["other"])?;
-        lab.ip("lb", "link add eth9 type veth peer name eth9 netns other\nlink set eth9 up")?;
-        lab.ip("other", "link set eth9 up")?;
-        let second = "eth9 --vip 192.0.2.1:80 --backend 10.0.0.10:8081 --health none";
-        let refused = Balancer::start(lab, second);
-        if let Ok(mut second) = refused {
-            let beside = Report::of(lab, "")?;
-            let said = format!("no process runs for what is pinned in {dir}, on eth0, eth1");
-            assert_eq!(beside.fix("warning", "instance", &[&said]), fix);
-            second.stop(Signal::SIGTERM)?;
-        }
+        lab.ip(
+            "lb",
+            "link add eth9 type veth peer name eth9 netns other
+            address add 10.9.0.1/24 dev eth9
+            link set eth9 up",
+        )?;
+        lab.ip("other", "address add 10.9.0.2/24 dev eth9\nlink set eth9 up")?;
+        let args = "eth9 --vip 192.0.2.1:80 --backend 10.9.0.2:8081 --health none";
+        let mut second = Balancer::start(lab, args)?;
+        let beside = Report::of(lab, "")?;
+        let said = format!("no process runs for what is pinned in {dir}, on eth0, eth1");
+        assert_eq!(beside.fix("warning", "instance", &[&said]), fix);
+        beside.fix("ok", "instance", &["it runs with the pins in /sys/fs/bpf/xdp_lb"]);
+        second.stop(Signal::SIGTERM)?;
 
         // The fix is one to paste.
         let (_, command) = fix.rsplit_once("; or remove it: ").context("no command")?;
@@ -290,7 +385,7 @@ fn root_mtus_that_differ() -> Result<()> {
         let _lb = Balancer::start(lab, &args)?;
         settled(lab, "")?;
         lab.ip("lb", "link set eth1 mtu 1400")?;
-        let words = ["1500 bytes that arrive by eth0 are too big for eth1 (1400), and dropped"];
+        let words = ["1500 bytes that arrive by eth0 (1500) are too big for eth1 (1400), and dropped"];
         let fix = Report::of(lab, "")?.fix("warning", "mtu", &words);
         let (_, commands) = fix.split_once(": ").context("no command")?;
         let (first, _) = commands.split_once(", or ").context("no second command")?;
@@ -330,24 +425,38 @@ fn root_clients_without_a_route() -> Result<()> {
         let _lb = Balancer::start(lab, &args)?;
         settled(lab, "")?;
         lab.ip("client", "address add 198.51.100.7/32 dev lo")?;
-        let connect = || {
+        let connect = |patience| {
             lab.within("client", || -> Result<()> {
                 let socket = socket2_from("198.51.100.7".parse()?)?;
                 let vip: SocketAddr = format!("{VIP}:80").parse()?;
-                socket.connect_timeout(&vip.into(), Duration::from_millis(1500))?;
+                socket.connect_timeout(&vip.into(), patience)?;
                 Ok(())
             })
         };
-        assert!(connect()?.is_err(), "there is a way back");
+        assert!(connect(Duration::from_millis(1500))?.is_err(), "there is a way back");
         let report = Report::of(lab, "")?;
         let words = ["no route to clients with live connections (198.51.100.7)"];
         assert_eq!(report.fix("warning", "client-route", &words), "ip route add 198.51.100.0/24 via GATEWAY");
-        let fix = report.fix("warning", "client-route", &["left to the kernel", "(route_by_kernel)"]);
+        // As long as more of them come.
+        let is_over = AtomicBool::new(false);
+        let report = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = connect(Duration::from_millis(100));
+                }
+            });
+            let report = Report::of(lab, "");
+            is_over.store(true, Ordering::Relaxed);
+            report
+        })?;
+        let fix = report.fix("warning", "client-route", &["in a moment", "(route_by_kernel)"]);
         assert!(fix.contains("xdp-lb trace --reason route_by_kernel"), "{fix}");
+
+        // Once it is mended it is only told.
         lab.ip("lb", "route add 198.51.100.0/24 via 192.168.1.2")?;
-        assert!(connect()?.is_ok());
-        let bad = Report::of(lab, "")?;
-        assert!(bad.bad().iter().all(|(_, _, said)| !said.contains("no route to clients")), "{bad:#?}");
+        assert!(connect(Duration::from_millis(1500))?.is_ok());
+        settled(lab, "")?;
+        Report::of(lab, "")?.fix("ok", "client-route", &["packets so far", "none of them just now"]);
         Ok(())
     })
 }

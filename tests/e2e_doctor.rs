@@ -167,7 +167,7 @@ fn root_faults_around_an_instance() -> Result<()> {
             mend: &[("lb", "ip link set eth1 mtu 1500")],
             level: "warning",
             name: "mtu",
-            words: &["1500 bytes that arrive by eth0 are too big for eth1 (1400)"],
+            words: &["1500 bytes that arrive by eth0 (1500) are too big for eth1 (1400)"],
             fix: "the same MTU",
         },
         Fault {

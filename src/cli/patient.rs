@@ -14,12 +14,12 @@ use super::{Instance, Named};
 use crate::config::{self, Config, default_socket};
 use crate::control::{Client, ClientError};
 use crate::dataplane::{
-    Census, PROGRAM, PinDirState, Pinned, Tables, pin_dir_of, pinned, program_name, program_on,
+    Census, PROGRAM, PinDirState, Pinned, Tables, on_empty, pin_dir_of, pinned, program_name, program_on,
 };
 use crate::metrics::{BackendFigures, ServiceFigures, Snapshot};
 use crate::model::{Backend, Protocol, Service, Weight};
 use crate::net::{Netlink, RouteKind};
-use crate::preflight::{Focus, Leftover, Patient, State};
+use crate::preflight::{Focus, Leftover, Patient, State, command};
 
 /// The name of a configuration that an instance tells, for messages.
 const TOLD: &str = "the running configuration";
@@ -38,7 +38,7 @@ pub(super) fn find(netlink: &mut Netlink, interface: Option<&str>, instance: &In
         };
         if !chosen {
             let found = left(netlink)?.into_iter();
-            patient.left = found.filter(|left| left.dir != patient.config.pin_dir).collect();
+            patient.left.extend(found.filter(|left| left.dir != patient.config.pin_dir));
         }
         return with_interface(netlink, patient, interface);
     };
@@ -46,7 +46,7 @@ pub(super) fn find(netlink: &mut Netlink, interface: Option<&str>, instance: &In
     let dir = ifindex.filter(|ifindex| is_ours(*ifindex)).and_then(pin_dir_of);
     let patient = match dir {
         Some(dir) => ask(netlink, &dir, &default_socket(&dir))?,
-        None => bare(&instance.pin_dir, State::None),
+        None => bare(&instance.pin_dir, &instance.socket, State::None),
     };
     with_interface(netlink, patient, Some(interface))
 }
@@ -78,8 +78,10 @@ fn facing(netlink: &mut Netlink, config: &Config) -> Result<BTreeSet<u32>> {
     Ok(facing)
 }
 
-fn bare(pin_dir: &Path, state: State) -> Patient {
-    Patient::new(Config { pin_dir: pin_dir.to_owned(), ..Config::new(vec![], vec![]) }, state)
+/// One at this socket of which nothing else is known.
+fn bare(pin_dir: &Path, socket: &Path, state: State) -> Patient {
+    let (pin_dir, socket) = (pin_dir.to_owned(), socket.to_owned());
+    Patient::new(Config { pin_dir, socket, ..Config::new(vec![], vec![]) }, state)
 }
 
 fn is_ours(ifindex: u32) -> bool {
@@ -88,13 +90,14 @@ fn is_ours(ifindex: u32) -> bool {
 
 /// Asks the instance with these pins, or looks at what it left.
 fn ask(netlink: &mut Netlink, pin_dir: &Path, socket: &Path) -> Result<Patient> {
-    let silent = |why: String, fix: &str| Ok(bare(pin_dir, State::Silent(why, fix.to_owned())));
+    let silent = |why: String, fix: &str| Ok(bare(pin_dir, socket, State::Silent(why, fix.to_owned())));
+    let again = command("doctor", pin_dir, socket);
     let client = Client::connect(socket).map(|client| client.patient(PATIENCE));
     let told = client.and_then(|client| Ok((client.config()?, client.status())));
     let (text, status) = match told {
         Ok(told) => told,
         Err(ClientError::NoInstance(_)) => return without_process(netlink, pin_dir, socket),
-        Err(error @ ClientError::Denied(_)) => return silent(error.to_string(), "sudo xdp-lb doctor"),
+        Err(error @ ClientError::Denied(_)) => return silent(error.to_string(), &format!("sudo {again}")),
         Err(ClientError::Refused(refusal)) => return silent(refusal.to_string(), "see its log"),
         Err(error @ (ClientError::Silent(..) | ClientError::Broken(_))) => {
             return mute(netlink, pin_dir, socket, &error);
@@ -107,7 +110,7 @@ fn ask(netlink: &mut Netlink, pin_dir: &Path, socket: &Path) -> Result<Patient> 
     match elsewhere(&config.pin_dir) {
         Some(process) => silent(
             format!("the instance (process {process}) is in another network namespace"),
-            &format!("nsenter --net=/proc/{process}/ns/net xdp-lb doctor"),
+            &format!("nsenter --net=/proc/{process}/ns/net {again}"),
         ),
         None => {
             let told = status.ok().and_then(|status| Snapshot::deserialize(status).ok());
@@ -128,7 +131,7 @@ fn mute(netlink: &mut Netlink, pin_dir: &Path, socket: &Path, error: &ClientErro
         found.unwrap_or(pin_dir.to_owned())
     };
     let PinDirState::Running(process) = PinDirState::of(&pin_dir) else {
-        return Ok(bare(&pin_dir, State::Silent(error.to_string(), "see its log".to_owned())));
+        return Ok(bare(&pin_dir, socket, State::Silent(error.to_string(), "see its log".to_owned())));
     };
     let (why, fix) = match process.filter(|process| is_stopped(*process)) {
         Some(process) => (
@@ -143,9 +146,9 @@ fn mute(netlink: &mut Netlink, pin_dir: &Path, socket: &Path, error: &ClientErro
     };
     let why = format!("{why}; the rest of this is what its tables and the kernel tell");
     if elsewhere(&pin_dir).is_some() {
-        return Ok(bare(&pin_dir, State::Silent(why, fix)));
+        return Ok(bare(&pin_dir, socket, State::Silent(why, fix)));
     }
-    by_tables(netlink, &pin_dir, State::Silent(why, fix))
+    by_tables(netlink, &pin_dir, socket, State::Silent(why, fix))
 }
 
 /// Whether SIGSTOP or a debugger has it.
@@ -175,12 +178,17 @@ fn without_process(netlink: &mut Netlink, pin_dir: &Path, socket: &Path) -> Resu
             let fix = "--socket PATH, if it listens elsewhere; else restart it".to_owned();
             let state = State::Silent(why, fix);
             match elsewhere(pin_dir) {
-                Some(_) => Ok(bare(pin_dir, state)),
-                None => by_tables(netlink, pin_dir, state),
+                Some(_) => Ok(bare(pin_dir, socket, state)),
+                None => by_tables(netlink, pin_dir, socket, state),
             }
         }
-        PinDirState::Leftovers => by_tables(netlink, pin_dir, State::Dead),
-        _ => Ok(bare(pin_dir, State::None)),
+        // What its tables tell is of a network that is not this one.
+        PinDirState::Leftovers if Pinned::of(pin_dir).is_only_elsewhere() => {
+            let left = Leftover { dir: pin_dir.to_owned(), interfaces: Vec::new(), elsewhere: true };
+            Ok(Patient { left: vec![left], ..bare(pin_dir, socket, State::None) })
+        }
+        PinDirState::Leftovers => by_tables(netlink, pin_dir, socket, State::Dead),
+        _ => Ok(bare(pin_dir, socket, State::None)),
     }
 }
 
@@ -189,14 +197,14 @@ fn other(netlink: &mut Netlink, usual: &Instance, patient: Patient) -> Result<Pa
     Ok(match &others(&usual.socket)[..] {
         [] if patient.state == State::Dead => patient,
         [] => match left(netlink)?.iter().find(|left| !left.interfaces.is_empty()) {
-            Some(left) => by_tables(netlink, &left.dir, State::Dead)?,
+            Some(left) => by_tables(netlink, &left.dir, &default_socket(&left.dir), State::Dead)?,
             None => patient,
         },
         [socket] => ask(netlink, &usual.pin_dir, socket)?,
         several => {
             let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
             let why = format!("several instances run, which listen at {}", names.join(", "));
-            bare(&usual.pin_dir, State::Silent(why, "--socket names one of them".into()))
+            bare(&usual.pin_dir, &usual.socket, State::Silent(why, "--socket names one of them".into()))
         }
     })
 }
@@ -220,11 +228,15 @@ fn figures_of(pin_dir: &Path) -> Option<Snapshot> {
 }
 
 /// What an instance that nobody answers for was asked to do, as far as its pins tell.
-fn by_tables(netlink: &mut Netlink, pin_dir: &Path, state: State) -> Result<Patient> {
-    let mut patient = bare(pin_dir, state);
+fn by_tables(netlink: &mut Netlink, pin_dir: &Path, socket: &Path, state: State) -> Result<Patient> {
+    let mut patient = bare(pin_dir, socket, state);
     let figures = figures_of(pin_dir);
     let services = figures.iter().flat_map(|figures| &figures.services).filter_map(service);
     patient.config.services = services.collect();
+    let fates = Tables::open(pin_dir).map(|tables| on_empty(&tables)).unwrap_or_default();
+    for service in &mut patient.config.services {
+        service.on_empty = fates.get(&(service.vip, service.protocol)).copied().unwrap_or_default();
+    }
     patient.figures = figures.map(Box::new);
     let attached = netlink.links()?.into_iter();
     let attached: Vec<_> = attached

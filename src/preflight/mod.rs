@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::net::Netlink;
 use scene::Scene;
 
-pub use doctor::{Focus, Leftover, Patient, State, examine, worst};
+pub use doctor::{Focus, Leftover, Patient, State, command, examine, worst};
 pub use remedy::Remedy;
 pub use sysctls::{StackInterface, SysctlNeed, needs as sysctl_needs};
 

@@ -33,7 +33,12 @@ pub struct Report {
 
 impl Report {
     pub fn of(lab: &Lab, args: &str) -> Result<Report> {
-        let output = run(lab, &format!("{args} --json"))?;
+        Report::seen_from(lab, "lb", args)
+    }
+
+    /// The same in another network namespace than that of the instance.
+    pub fn seen_from(lab: &Lab, namespace: &str, args: &str) -> Result<Report> {
+        let output = run_in(lab, namespace, &format!("{args} --json"))?;
         let text = String::from_utf8(output.stdout)?;
         let findings: Vec<Value> =
             serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?;
@@ -79,7 +84,11 @@ fn word<'a>(finding: &'a Value, key: &str) -> &'a str {
 }
 
 pub fn run(lab: &Lab, args: &str) -> Result<Output> {
-    Ok(lab.command("lb", XDP_LB)?.arg("doctor").args(args.split_whitespace()).output()?)
+    run_in(lab, "lb", args)
+}
+
+fn run_in(lab: &Lab, namespace: &str, args: &str) -> Result<Output> {
+    Ok(lab.command(namespace, XDP_LB)?.arg("doctor").args(args.split_whitespace()).output()?)
 }
 
 /// Waits until nothing is found any more: the instance follows the network within a second.
@@ -134,6 +143,6 @@ impl Fault<'_> {
 }
 
 pub fn carry_out(lab: &Lab, commands: &[(&str, &str)]) -> Result<()> {
-    let program = |command: &str| command.replace("xdp-lb veth-peer", &format!("{XDP_LB} veth-peer"));
+    let program = |command: &str| command.replace("xdp-lb ", &format!("{XDP_LB} "));
     commands.iter().try_for_each(|(at, command)| lab.run(at, "sh", &["-c", &program(command)]).map(drop))
 }

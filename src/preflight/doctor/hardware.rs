@@ -91,28 +91,42 @@ fn mtu(scene: &Scene, config: &Config, link: &Link) -> Option<Finding> {
 /// ends have the MTU of their network.
 fn black_hole(scene: &Scene, config: &Config) -> Option<Finding> {
     let used = scene.in_use();
-    let (least, most) = (used.iter().min_by_key(|link| link.mtu)?, used.iter().max_by_key(|link| link.mtu)?);
-    if least.mtu == most.mtu || !(scene.shows(least) || scene.shows(most)) {
+    if !used.iter().any(|link| scene.shows(link)) {
         return None;
     }
     let has_datagrams = config.services.iter().any(|service| service.protocol == Protocol::Udp);
-    Some(too_big(least, most, has_datagrams))
+    too_big(&used, has_datagrams)
 }
 
-fn too_big(least: &Link, most: &Link, has_datagrams: bool) -> Finding {
+/// `None` if all have the same.
+fn too_big(used: &[&Link], has_datagrams: bool) -> Option<Finding> {
+    let mtus = used.iter().map(|link| link.mtu);
+    let (least, most) = (mtus.clone().min()?, mtus.max()?);
+    let below = |limit: u32| used.iter().filter(move |link| link.mtu < limit);
+    let above = || used.iter().filter(|link| link.mtu > least);
+    if least == most {
+        return None;
+    }
     let who = match has_datagrams {
         true => "datagrams are, and TCP's segments where a host has another MTU than its network",
         false => "TCP's segments are where a host has another MTU than its network",
     };
+    let large: Vec<String> = above().map(|link| format!("{} ({})", link.name, link.mtu)).collect();
+    let small: Vec<&str> = below(least + 1).map(|link| link.name.as_str()).collect();
     let message = format!(
-        "frames of up to {} bytes that arrive by {} are too big for {} ({}), and dropped: {who}",
-        most.mtu, most.name, least.name, least.mtu
+        "frames of up to {most} bytes that arrive by {} are too big for {} ({least}), and dropped: {who}",
+        large.join(", "),
+        small.join(", ")
     );
+    let set = |link: &&Link, mtu: u32| format!("ip link set {} mtu {mtu}", link.name);
+    let raise: Vec<String> = below(most).map(|link| set(link, most)).collect();
+    let lower: Vec<String> = above().map(|link| set(link, least)).collect();
     let fix = format!(
-        "give all the same MTU, if the networks have it: ip link set {} mtu {}, or ip link set {} mtu {}",
-        least.name, most.mtu, most.name, least.mtu
+        "give all the same MTU, if the networks have it: {}, or {}",
+        raise.join(" && "),
+        lower.join(" && ")
     );
-    Finding::warning("mtu", &message, &fix)
+    Some(Finding::warning("mtu", &message, &fix))
 }
 
 /// Each queue is served by one processor at a time.
@@ -228,15 +242,31 @@ mod tests {
     fn what_is_dropped_is_a_warning_for_every_protocol() {
         let small = Link { name: "eth1".into(), mtu: 1400, ..link(None) };
         for has_datagrams in [true, false] {
-            let found = too_big(&small, &link(None), has_datagrams);
+            let found = too_big(&[&small, &link(None)], has_datagrams).expect("a finding");
             assert_eq!(found.level, Level::Warning);
-            assert!(
-                found.message.starts_with(
-                    "frames of up to 1500 bytes that arrive by eth0 are too big for eth1 (1400)"
-                )
-            );
+            assert!(found.message.starts_with(
+                "frames of up to 1500 bytes that arrive by eth0 (1500) are too big for eth1 (1400)"
+            ));
             assert!(found.fix.is_some_and(|fix| fix.contains("ip link set eth1 mtu 1500")));
         }
+        assert_eq!(too_big(&[&small, &small], true), None);
+        assert_eq!(too_big(&[], true), None);
+    }
+
+    #[test]
+    fn each_alternative_gives_all_the_same_mtu() {
+        let of = |name: &str, mtu| Link { name: name.into(), mtu, ..link(None) };
+        let all = [of("eth0", 1500), of("eth1", 1500), of("eth2", 1400), of("eth3", 1450)];
+        let found = too_big(&all.iter().collect::<Vec<_>>(), false).expect("a finding");
+        let large =
+            "arrive by eth0 (1500), eth1 (1500), eth3 (1450) are too big for eth2 (1400), and dropped";
+        assert!(found.message.contains(large), "{}", found.message);
+        let fix = found.fix.unwrap_or_default();
+        let (_, commands) = fix.split_once(": ").expect("commands");
+        let (raise, lower) = commands.split_once(", or ").expect("two of them");
+        assert_eq!(raise, "ip link set eth2 mtu 1500 && ip link set eth3 mtu 1500");
+        let each = ["eth0", "eth1", "eth3"].map(|name| format!("ip link set {name} mtu 1400"));
+        assert_eq!(lower, each.join(" && "));
     }
 
     #[test]

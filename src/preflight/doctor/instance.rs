@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Leftover, Patient, State};
-use crate::config::DEFAULT_PIN_DIR;
+use super::{Leftover, Patient, State, command};
+use crate::config::default_socket;
 use crate::dataplane::PinDirState;
 use crate::preflight::privileges::Rights;
 use crate::preflight::{Finding, Remedy, Scene, pins};
@@ -14,9 +14,11 @@ const NAME: &str = "instance";
 pub(super) fn check(patient: &Patient, rights: &Rights) -> Vec<Finding> {
     let dir = &patient.config.pin_dir;
     let pins = PinDirState::of(dir);
-    let mut findings = bpffs(dir, &pins, rights);
+    let mut findings = bpffs(patient, &pins, rights);
     let interface = patient.config.interfaces.first().map(String::as_str);
-    findings.push(judge(dir, &patient.state, &pins, interface));
+    // What is pinned there may be at work elsewhere: then that is said.
+    let is_left = patient.left.iter().any(|left| left.dir == *dir);
+    findings.extend((!is_left).then(|| judge(dir, &patient.state, &pins, interface)));
     findings.extend(patient.left.iter().map(left));
     // Of these `judge` has spoken.
     findings.push(match &pins {
@@ -24,7 +26,7 @@ pub(super) fn check(patient: &Patient, rights: &Rights) -> Vec<Finding> {
         PinDirState::Foreign(0) if !nix::unistd::geteuid().is_root() => Finding::error(
             "pins",
             &format!("{} may be looked at by root only", dir.display()),
-            "sudo xdp-lb doctor",
+            &format!("sudo {}", patient.command("doctor")),
         ),
         _ if matches!(patient.state, State::Runs) => {
             let message = format!("{} is no more what the process made it", dir.display());
@@ -41,11 +43,7 @@ pub(super) fn check(patient: &Patient, rights: &Rights) -> Vec<Finding> {
 
 /// The command that removes what an instance left. Where no interface is left any will do.
 fn detach(interface: Option<&str>, dir: &Path) -> String {
-    let interface = interface.unwrap_or("lo");
-    match dir == Path::new(DEFAULT_PIN_DIR) {
-        true => format!("xdp-lb detach {interface}"),
-        false => format!("xdp-lb detach {interface} --pin-dir {}", dir.display()),
-    }
+    command(&format!("detach {}", interface.unwrap_or("lo")), dir, &default_socket(dir))
 }
 
 /// What another instance left than the one that is looked at.
@@ -59,7 +57,11 @@ fn left(left: &Leftover) -> Finding {
     let message = format!("no process runs for what is pinned in {shown}, {interfaces}");
     let removal = detach(left.interfaces.first().map(String::as_str), &left.dir);
     let fix = match left.interfaces.is_empty() && left.elsewhere {
-        true => "look at it there: ip netns exec NAME xdp-lb doctor".to_owned(),
+        true => {
+            // `ip netns exec` would hide the pins.
+            let there = command("doctor", &left.dir, &default_socket(&left.dir));
+            format!("look at it there: nsenter --net=/run/netns/NAME {there}")
+        }
         false => format!("start it again: it is taken over; or remove it: {removal}"),
     };
     Finding::warning(NAME, &message, &fix)
@@ -95,8 +97,9 @@ fn judge(dir: &Path, state: &State, pins: &PinDirState, interface: Option<&str>)
 }
 
 /// Whether there is a place for pins. A start would mount one; one that the system mounts outlives what starts.
-fn bpffs(dir: &Path, pins: &PinDirState, rights: &Rights) -> Vec<Finding> {
+fn bpffs(patient: &Patient, pins: &PinDirState, rights: &Rights) -> Vec<Finding> {
     const NAME: &str = "bpffs";
+    let dir = &patient.config.pin_dir;
     let parent = dir.parent().unwrap_or(dir);
     let shown = parent.display();
     let is_known = fs::read_to_string("/proc/filesystems").is_ok_and(|kinds| kinds.contains("\tbpf\n"));
@@ -127,9 +130,11 @@ fn bpffs(dir: &Path, pins: &PinDirState, rights: &Rights) -> Vec<Finding> {
             &format!("there is no directory {shown}, nor a bpffs above it"),
             &pins::elsewhere(dir),
         ),
-        PinDirState::Unknown(why) => {
-            Finding::error(NAME, &format!("could not look at {}: {why}", dir.display()), "sudo xdp-lb doctor")
-        }
+        PinDirState::Unknown(why) => Finding::error(
+            NAME,
+            &format!("could not look at {}: {why}", dir.display()),
+            &format!("sudo {}", patient.command("doctor")),
+        ),
         _ => Finding::ok(NAME, &format!("{shown} is a bpffs")),
     }]
 }
@@ -156,6 +161,7 @@ pub(super) fn programs(scene: &Scene, patient: &Patient, found: Vec<Finding>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DEFAULT_PIN_DIR;
     use crate::preflight::Level;
 
     #[test]

@@ -10,14 +10,14 @@ mod serving;
 mod stack;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::privileges::Rights;
 use super::{Finding, Level, Scene};
 use super::{backends, interfaces, kernel, memory, privileges, programs, sysctls, vips};
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_PIN_DIR, default_socket};
 use crate::metrics::Snapshot;
 use crate::net::Netlink;
 
@@ -42,6 +42,11 @@ impl Patient {
         Patient { config, state, figures: None, focus: None, left: Vec::new() }
     }
 
+    /// A command to advise, for this instance.
+    fn command(&self, words: &str) -> String {
+        command(words, &self.config.pin_dir, &self.config.socket)
+    }
+
     /// Whether programs of an instance are at work, and known.
     fn is_there(&self) -> bool {
         match self.state {
@@ -50,6 +55,16 @@ impl Patient {
             State::None => false,
         }
     }
+}
+
+/// A command to advise, which names the instance where it would not be found without.
+pub fn command(words: &str, pin_dir: &Path, socket: &Path) -> String {
+    let named = match (socket == default_socket(pin_dir), pin_dir == Path::new(DEFAULT_PIN_DIR)) {
+        (true, true) => String::new(),
+        (true, false) => format!(" --pin-dir {}", pin_dir.display()),
+        (false, _) => format!(" --socket {}", socket.display()),
+    };
+    format!("xdp-lb {words}{named}")
 }
 
 /// An interface that somebody asks about.

@@ -16,11 +16,13 @@ const BACKEND: &str = "backend";
 const NAMED: usize = 20;
 /// So many of those that an operator took out are named in one line.
 const NAMED_IN_A_LINE: usize = 3;
+/// Where no process answers.
+const PROCESS_FIRST: &str = "see to the process first, as said of the instance; then: ";
 
 pub(super) fn check(patient: &Patient) -> Vec<Finding> {
     let Some(figures) = &patient.figures else { return Vec::new() };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut findings = judge(figures, &patient.config, now);
+    let mut findings = judge(figures, patient, now);
     if patient.state != State::Runs {
         for finding in findings.iter_mut().filter(|finding| finding.fix.is_some()) {
             finding.message.push_str("; so it stays, as no process answers that checks them");
@@ -29,15 +31,17 @@ pub(super) fn check(patient: &Patient) -> Vec<Finding> {
     findings
 }
 
-fn judge(figures: &Snapshot, config: &Config, now: Duration) -> Vec<Finding> {
+fn judge(figures: &Snapshot, patient: &Patient, now: Duration) -> Vec<Finding> {
     let mut findings = Vec::new();
     let (mut served, mut takers, mut all, mut unchecked) = (0, 0, 0, 0);
     for service in &figures.services {
-        let configured = configured(config, service);
+        let configured = configured(&patient.config, service);
+        // How backends are checked is in no table: what is configured is made up where no process told it.
+        let checked = configured.filter(|_| patient.state == State::Runs).map(|service| &service.health);
         let judged = Judged::of(service);
-        findings.extend(nobody(service, &judged, configured));
-        findings.extend(down(service, &judged, configured, now));
-        findings.extend(failing(service, &judged, configured, now));
+        findings.extend(nobody(service, &judged, configured, patient));
+        findings.extend(down(service, &judged, checked, patient, now));
+        findings.extend(failing(service, &judged, checked, patient, now));
         findings.extend(taken_out(service, &judged));
         served += usize::from(!judged.takers.is_empty());
         takers += judged.takers.len();
@@ -113,7 +117,12 @@ fn word(service: &ServiceFigures) -> String {
     if service.name.is_empty() { service.vip.to_string() } else { service.name.clone() }
 }
 
-fn nobody(service: &ServiceFigures, judged: &Judged<'_>, configured: Option<&Service>) -> Option<Finding> {
+fn nobody(
+    service: &ServiceFigures,
+    judged: &Judged<'_>,
+    configured: Option<&Service>,
+    patient: &Patient,
+) -> Option<Finding> {
     if !judged.takers.is_empty() {
         return None;
     }
@@ -135,13 +144,18 @@ fn nobody(service: &ServiceFigures, judged: &Judged<'_>, configured: Option<&Ser
     };
     let message =
         format!("no backend of {} takes new connections ({why}): new connections {fate}", called(service));
+    // Only a process changes anything.
+    let first = if patient.state == State::Runs { "" } else { PROCESS_FIRST };
+    let enable = |out: &BackendFigures| {
+        format!("{first}{}", patient.command(&format!("backend enable {name} {}", out.address)))
+    };
     let fix = match (judged.out.first(), judged.down.is_empty()) {
-        (Some(out), true) => format!("xdp-lb backend enable {name} {}", out.address),
-        (Some(out), false) => {
-            format!("mend those that are down (see below), or xdp-lb backend enable {name} {}", out.address)
-        }
+        (Some(out), true) => enable(out),
+        (Some(out), false) => format!("mend those that are down (see below), or {}", enable(out)),
         (None, false) => "mend one of those that are down, see below".to_owned(),
-        (None, true) => format!("xdp-lb backend add {name} ADDR:PORT"),
+        (None, true) => {
+            format!("{first}{}", patient.command(&format!("backend add {name} ADDR:PORT")))
+        }
     };
     Some(Finding::error(SERVICE, &message, &fix))
 }
@@ -149,7 +163,8 @@ fn nobody(service: &ServiceFigures, judged: &Judged<'_>, configured: Option<&Ser
 fn down(
     service: &ServiceFigures,
     judged: &Judged<'_>,
-    configured: Option<&Service>,
+    checked: Option<&Health>,
+    patient: &Patient,
     now: Duration,
 ) -> Vec<Finding> {
     let of_one = |backend: &&BackendFigures| {
@@ -159,12 +174,12 @@ fn down(
             .map_or(String::new(), |at| format!(" for {}", ago(now, at)));
         let why = health.map_or(String::new(), why);
         let message = format!("{} of {} is {}{since}{why}", backend.address, called(service), backend.state);
-        Finding::warning(BACKEND, &message, &fix(backend.address, configured))
+        Finding::warning(BACKEND, &message, &fix(backend.address, checked, patient))
     };
     let mut findings: Vec<Finding> = judged.down.iter().take(NAMED).map(of_one).collect();
     if judged.down.len() > NAMED {
         let message = format!("{} more backends of {} are down", judged.down.len() - NAMED, called(service));
-        let fix = format!("xdp-lb backend list {}", word(service));
+        let fix = patient.command(&format!("backend list {}", word(service)));
         findings.push(Finding::warning(BACKEND, &message, &fix));
     }
     findings
@@ -174,10 +189,11 @@ fn down(
 fn failing(
     service: &ServiceFigures,
     judged: &Judged<'_>,
-    configured: Option<&Service>,
+    checked: Option<&Health>,
+    patient: &Patient,
     now: Duration,
 ) -> Vec<Finding> {
-    let Some(checked) = configured.map(|service| &service.health) else { return Vec::new() };
+    let Some(checked) = checked else { return Vec::new() };
     // Since then another check would have come to a result.
     let recent = checked.interval * 2 + checked.timeout;
     let is_failing = |backend: &&&BackendFigures| {
@@ -188,7 +204,7 @@ fn failing(
         let why = backend.health.as_ref().map_or(String::new(), why);
         let message =
             format!("{} of {} is up, but a check of just now failed{why}", backend.address, called(service));
-        Finding::warning(BACKEND, &message, &fix(backend.address, configured))
+        Finding::warning(BACKEND, &message, &fix(backend.address, Some(checked), patient))
     };
     judged.takers.iter().filter(is_failing).take(NAMED).map(finding).collect()
 }
@@ -208,10 +224,12 @@ fn ago(now: Duration, at: f64) -> String {
 }
 
 /// A command that does by hand what the check does.
-fn fix(backend: SocketAddrV4, configured: Option<&Service>) -> String {
-    let Some(Health { probe, port, .. }) = configured.map(|service| &service.health) else {
-        return "start the instance again: it checks them; xdp-lb backend list shows what it finds"
-            .to_owned();
+fn fix(backend: SocketAddrV4, checked: Option<&Health>, patient: &Patient) -> String {
+    let Some(Health { probe, port, .. }) = checked else {
+        let list = patient.command("backend list");
+        return format!(
+            "{PROCESS_FIRST}{list}, which shows what it finds: only it knows how they are checked"
+        );
     };
     let asked = SocketAddrV4::new(*backend.ip(), port.unwrap_or(backend.port()));
     match probe {

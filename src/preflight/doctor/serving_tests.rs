@@ -21,7 +21,14 @@ fn health(admin: &str, more: Value) -> Value {
     all
 }
 
-fn found(backends: Vec<Value>) -> Vec<(Level, &'static str, String, Option<String>)> {
+type Found = Vec<(Level, &'static str, String, Option<String>)>;
+
+fn found(backends: Vec<Value>) -> Found {
+    found_of(backends, State::Runs, |_| {})
+}
+
+/// What is found of an instance that is so, and was asked for something else.
+fn found_of(backends: Vec<Value>, state: State, alter: impl Fn(&mut Config)) -> Found {
     let figures = json!({
         "services": [{"name": "web", "vip": "192.0.2.1:80", "protocol": "tcp", "scheduler": "maglev", "backends": backends}],
         "reasons": [],
@@ -30,8 +37,9 @@ fn found(backends: Vec<Value>) -> Vec<(Level, &'static str, String, Option<Strin
     let figures = serde_json::from_value(figures).expect("figures");
     let vip = "192.0.2.1:80".parse().expect("an address");
     let service = Service { health: Health::of(Probe::Tcp), ..Service::new(vip, Protocol::Tcp, vec![]) };
-    let config = Config::new(vec!["eth0".into()], vec![service]);
-    let findings = judge(&figures, &config, NOW).into_iter();
+    let mut config = Config::new(vec!["eth0".into()], vec![service]);
+    alter(&mut config);
+    let findings = judge(&figures, &Patient::new(config, state), NOW).into_iter();
     findings.map(|finding| (finding.level, finding.name, finding.message, finding.fix)).collect()
 }
 
@@ -117,4 +125,37 @@ fn those_that_nobody_checks_are_counted_and_many_are_not_named() {
     let all = found(down);
     assert_eq!(all.len(), 1 + NAMED + 1);
     assert!(all[NAMED + 1].2.starts_with("10 more backends of web"));
+}
+
+#[test]
+fn without_its_process_nothing_is_made_up() {
+    let down = || vec![backend(10, "down", Value::Null)];
+    let all = found_of(down(), State::Dead, |config| config.services[0].on_empty = OnEmpty::Pass);
+    assert!(all[0].2.ends_with("new connections are left to this host (on-empty = pass)"), "{all:?}");
+    for state in [State::Dead, State::Silent("it hangs".into(), "end it".into())] {
+        let all = found_of(down(), state, |_| {});
+        let fix = all[1].3.as_deref().unwrap_or_default();
+        assert!(fix.contains("xdp-lb backend list") && !fix.contains("nc "), "{fix}");
+    }
+    let out = || vec![backend(11, "disabled", Value::Null)];
+    let fix = found_of(out(), State::Dead, |_| {})[0].3.clone().unwrap_or_default();
+    assert!(
+        fix.starts_with("see to the process first") && fix.ends_with("enable web 10.0.0.11:8080"),
+        "{fix}"
+    );
+}
+
+#[test]
+fn commands_name_the_instance() {
+    let out = || vec![backend(11, "disabled", health("disabled", json!({})))];
+    let fix = |pin_dir: &str, socket: &str| {
+        let alter = |config: &mut Config| {
+            (config.pin_dir, config.socket) = (pin_dir.into(), socket.into());
+        };
+        found_of(out(), State::Runs, alter)[0].3.clone().unwrap_or_default()
+    };
+    let enable = "xdp-lb backend enable web 10.0.0.11:8080";
+    assert_eq!(fix("/sys/fs/bpf/xdp_lb", "/run/xdp-lb/xdp_lb.sock"), enable);
+    assert_eq!(fix("/sys/fs/bpf/b", "/run/xdp-lb/b.sock"), format!("{enable} --pin-dir /sys/fs/bpf/b"));
+    assert_eq!(fix("/sys/fs/bpf/b", "/run/b.sock"), format!("{enable} --socket /run/b.sock"));
 }

@@ -30,12 +30,12 @@ pub(super) fn check(patient: &Patient) -> Vec<Finding> {
                 State::Runs => u64::from(config.max_connections),
                 _ => fill.slots * 2 / 7,
             };
-            judge(&fill, promised, turned_away(patient))
+            judge(&fill, promised, turned_away(patient), &patient.command("connections --state unconfirmed"))
         }
         Err(error) => Finding::warning(
             TABLE,
             &format!("could not look at the connection table: {error:#}"),
-            "sudo xdp-lb doctor",
+            &format!("sudo {}", patient.command("doctor")),
         ),
     }]
 }
@@ -65,7 +65,8 @@ fn enough(live: u64, promised: u64) -> u64 {
     twice.div_ceil(unit) * unit
 }
 
-fn judge(fill: &Fill, promised: u64, turned_away: u64) -> Finding {
+/// `list`: the command that shows connections that are not confirmed.
+fn judge(fill: &Fill, promised: u64, turned_away: u64, list: &str) -> Finding {
     let Fill { live, unconfirmed, slots } = *fill;
     let percent = live * 100 / promised.max(1);
     let message = format!(
@@ -79,8 +80,8 @@ fn judge(fill: &Fill, promised: u64, turned_away: u64) -> Finding {
     // How many would have come is not to be known.
     let least = if turned_away > 0 { ", at least, as others were turned away: look again then" } else { "" };
     let flood = match unconfirmed > live / 2 {
-        true => "; most are unconfirmed, which a flood looks like: xdp-lb connections --state unconfirmed",
-        false => "",
+        true => format!("; most are unconfirmed, which a flood looks like: {list}"),
+        false => String::new(),
     };
     let fix = format!(
         "--max-connections {} (or max-connections in the file, and a reload: it moves them), twice {basis}{least}{flood}",
@@ -100,9 +101,11 @@ mod tests {
     use super::*;
     use crate::preflight::Level;
 
+    const LIST: &str = "xdp-lb connections --state unconfirmed";
+
     #[test]
     fn a_table_is_full_before_its_slots_are() {
-        let level = |live| judge(&Fill { live, unconfirmed: 0, slots: 350 }, 100, 0).level;
+        let level = |live| judge(&Fill { live, unconfirmed: 0, slots: 350 }, 100, 0, LIST).level;
         assert_eq!(level(0), Level::Ok);
         assert_eq!(level(80), Level::Ok);
         assert_eq!(level(81), Level::Warning);
@@ -114,7 +117,9 @@ mod tests {
     #[test]
     fn room_is_asked_for_by_what_is_needed() {
         let fix = |live, unconfirmed, promised, turned_away| {
-            judge(&Fill { live, unconfirmed, slots: 700 }, promised, turned_away).fix.unwrap_or_default()
+            judge(&Fill { live, unconfirmed, slots: 700 }, promised, turned_away, LIST)
+                .fix
+                .unwrap_or_default()
         };
         assert!(fix(90, 0, 100, 0).starts_with("--max-connections 200 "), "twice the present one");
         let over = fix(532, 0, 200, 0);
@@ -126,7 +131,7 @@ mod tests {
         assert!(fix(532, 300, 200, 0).contains("a flood"));
         assert_eq!((enough(0, 1), enough(9, 10), enough(1_234_567, 1)), (2, 20, 2_500_000));
         assert!(
-            judge(&Fill { live: 1, unconfirmed: 0, slots: 700 }, 200, 9)
+            judge(&Fill { live: 1, unconfirmed: 0, slots: 700 }, 200, 9, LIST)
                 .message
                 .contains("9 packets found no slot")
         );
