@@ -466,3 +466,73 @@ fn socket2_from(address: IpAddr) -> Result<socket2::Socket> {
     socket.bind(&SocketAddr::new(address, 0).into())?;
     Ok(socket)
 }
+
+/// Checks come from this host, and are content.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_backends_that_serve_no_client() -> Result<()> {
+    in_lab(|lab| {
+        forwarding(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        write(lab, &web())?;
+        let _lb = start(lab)?;
+        settled(lab, "")?;
+        for (web, what) in [("web1", "drop"), ("web2", "reject with tcp reset")] {
+            let rule = format!(
+                "table ip t {{ chain c {{ type filter hook input priority 0; ip saddr 192.168.1.2 tcp dport {HTTP} {what}; }}; }}"
+            );
+            lab.run(web, "nft", &[&rule])?;
+        }
+        let target = format!("{VIP}:80").parse()?;
+        lab.within("client", || {
+            for _ in 0..12 {
+                let _ = TcpStream::connect_timeout(&target, Duration::from_millis(300));
+            }
+        })?;
+        let report = Report::of(lab, "")?;
+        let silent = ["10.0.0.10:8080 of web", "is up, but leaves clients unanswered: "];
+        assert!(report.fix("warning", "backend", &silent).contains("xdp-lb trace --backend 10.0.0.10:8080"));
+        report.fix("warning", "backend", &["10.0.0.11:8080 of web", "is up, but refuses clients: "]);
+        assert!(!report.bad().iter().any(|(_, _, said)| said.contains("10.0.0.12")), "{report:#?}");
+
+        // Nor is an interface up that leads nowhere.
+        lab.ip("client", "link set eth0 down")?;
+        let report = Report::of(lab, "")?;
+        report.fix("warning", "interface", &["eth0 is up, but has no carrier"]);
+        Ok(())
+    })
+}
+
+/// Its pins tell its process, and that where it listens.
+#[test]
+#[cfg_attr(not(root), ignore = "needs root")]
+fn root_an_instance_is_found_wherever_it_listens() -> Result<()> {
+    in_lab(|lab| {
+        forwarding(lab)?;
+        let _servers = nginx_everywhere(lab)?;
+        let dir = "/sys/fs/bpf/own";
+        write(lab, &format!("pin-dir = \"{dir}\"\nsocket = \"/run/elsewhere.sock\"\n{}", web()))?;
+        let _lb = start(lab)?;
+        for words in ["", "eth0", "--pin-dir /sys/fs/bpf/own", "--socket /run/elsewhere.sock"] {
+            settled(lab, words)?;
+            let report = Report::of(lab, words)?;
+            report.fix("ok", "instance", &["it runs with the pins in /sys/fs/bpf/own"]);
+            assert_eq!(report.code, Some(0), "{words}: {report:#?}");
+        }
+        for words in
+            ["status", "status --pin-dir /sys/fs/bpf/own", "top --once", "backend disable web 10.0.0.10:8080"]
+        {
+            let output = lab.command("lb", XDP_LB)?.args(words.split_whitespace()).output()?;
+            let (said, complaints) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{words}: {complaints}");
+            assert!(
+                !complaints.contains("no process") && !said.contains("NO PROCESS"),
+                "{words}: {said}{complaints}"
+            );
+        }
+        let report = Report::of(lab, "--socket /run/nobody.sock")?;
+        report.fix("error", "instance", &["no instance listens at /run/nobody.sock"]);
+        Ok(())
+    })
+}

@@ -16,6 +16,7 @@ mod explain;
 mod find;
 mod headers;
 mod instance;
+mod listening;
 mod manual;
 mod names;
 mod obstacles;

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddrV4;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::Deserialize as _;
 
 use super::find::others;
+use super::listening::socket_of;
 use super::{Instance, Named};
 use crate::config::{self, Config, default_socket};
 use crate::control::{Client, ClientError};
@@ -31,9 +32,20 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn find(netlink: &mut Netlink, interface: Option<&str>, instance: &Instance) -> Result<Patient> {
     let chosen = instance.named != Named::No;
     let (Some(interface), false) = (interface, chosen) else {
-        let patient = ask(netlink, &instance.pin_dir, &instance.socket)?;
+        let is_usual = instance.socket == default_socket(&instance.pin_dir);
+        let socket = match instance.named {
+            Named::Pins if is_usual => socket_of(&instance.pin_dir),
+            _ => instance.socket.clone(),
+        };
+        let patient = ask(netlink, &instance.pin_dir, &socket)?;
         let mut patient = match patient.state {
             State::None | State::Dead if !chosen => other(netlink, instance, patient)?,
+            // Somebody expects it there.
+            State::None if instance.named == Named::Socket => {
+                let why = format!("no instance listens at {}", socket.display());
+                let fix = "is one running? xdp-lb doctor without --socket looks at the only one".to_owned();
+                bare(&instance.pin_dir, &socket, State::Silent(why, fix))
+            }
             _ => patient,
         };
         if !chosen {
@@ -45,7 +57,7 @@ pub(super) fn find(netlink: &mut Netlink, interface: Option<&str>, instance: &In
     let ifindex = netlink.link(interface)?.map(|link| link.index);
     let dir = ifindex.filter(|ifindex| is_ours(*ifindex)).and_then(pin_dir_of);
     let patient = match dir {
-        Some(dir) => ask(netlink, &dir, &default_socket(&dir))?,
+        Some(dir) => ask(netlink, &dir, &socket_of(&dir))?,
         None => bare(&instance.pin_dir, &instance.socket, State::None),
     };
     with_interface(netlink, patient, Some(interface))
@@ -196,9 +208,11 @@ fn without_process(netlink: &mut Netlink, pin_dir: &Path, socket: &Path) -> Resu
 fn other(netlink: &mut Netlink, usual: &Instance, patient: Patient) -> Result<Patient> {
     Ok(match &others(&usual.socket)[..] {
         [] if patient.state == State::Dead => patient,
-        [] => match left(netlink)?.iter().find(|left| !left.interfaces.is_empty()) {
-            Some(left) => by_tables(netlink, &left.dir, &default_socket(&left.dir), State::Dead)?,
-            None => patient,
+        [] => match (&running()[..], left(netlink)?.iter().find(|left| !left.interfaces.is_empty())) {
+            // It listens elsewhere.
+            ([dir], _) => ask(netlink, dir, &socket_of(dir))?,
+            (_, Some(left)) => by_tables(netlink, &left.dir, &default_socket(&left.dir), State::Dead)?,
+            (_, None) => patient,
         },
         [socket] => ask(netlink, &usual.pin_dir, socket)?,
         several => {
@@ -207,6 +221,13 @@ fn other(netlink: &mut Netlink, usual: &Instance, patient: Patient) -> Result<Pa
             bare(&usual.pin_dir, &usual.socket, State::Silent(why, "--socket names one of them".into()))
         }
     })
+}
+
+/// Where instances that run have their pins.
+fn running() -> Vec<PathBuf> {
+    let dirs = pinned().into_iter().map(|pinned| pinned.dir);
+    let runs = |dir: &PathBuf| matches!(PinDirState::of(dir), PinDirState::Running(_));
+    dirs.filter(|dir| runs(dir) && elsewhere(dir).is_none()).collect()
 }
 
 /// What instances without a process left, whatever their pin directories are.

@@ -126,7 +126,7 @@ pub struct BackendFigures {
     /// What became of its connections.
     #[serde(default)]
     pub events: BackendEvents,
-    /// How many SYNs were sent to it since its last SYN-ACK. Counted from 0 again when that has it checked.
+    /// How many SYNs were sent to it since its last SYN-ACK.
     #[serde(default)]
     pub unanswered_syns: u32,
     /// How many of them it refused.

@@ -9,6 +9,7 @@ mod replies;
 mod serving;
 mod stack;
 mod table;
+mod unserved;
 
 use std::path::{Path, PathBuf};
 
@@ -169,6 +170,7 @@ pub fn examine(netlink: &mut Netlink, patient: &Patient) -> Result<Vec<Finding>>
     let is_there = patient.is_there();
     let mut findings = instance::check(patient, &rights);
     findings.extend(serving::check(patient));
+    findings.extend(unserved::check(patient));
     findings.extend(privileges::check(&rights, config));
     findings.extend(kernel::check(&rights));
     if !is_there {

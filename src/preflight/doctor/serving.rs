@@ -104,7 +104,7 @@ fn configured<'a>(config: &'a Config, service: &ServiceFigures) -> Option<&'a Se
 }
 
 /// Its name, and its address where that is not the name.
-fn called(service: &ServiceFigures) -> String {
+pub(super) fn called(service: &ServiceFigures) -> String {
     let address = format!("{}/{}", service.vip, service.protocol);
     match &service.name {
         name if name.is_empty() || *name == service.vip.to_string() => address,
