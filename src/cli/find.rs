@@ -24,9 +24,11 @@ pub fn find(mut command: Command) -> Result<Command> {
     let (instance, by_pins) = match &mut command {
         Command::Show(_, instance) | Command::Change { instance, .. } => (instance, false),
         Command::Top(_, instance) => {
-            // It may outlive the process that it asks now, which alone knows where the pins are.
-            if let (Named::Socket, Ok(pin_dir)) = (instance.named, pins_of(&instance.socket)) {
-                (instance.pin_dir, instance.named) = (pin_dir, Named::Pins);
+            if instance.named == Named::Socket {
+                // It may outlive the process that it asks now, which alone knows where the pins are.
+                if let Ok(pin_dir) = pins_of(&instance.socket) {
+                    (instance.pin_dir, instance.named) = (pin_dir, Named::Pins);
+                }
             }
             (instance, false)
         }
@@ -48,7 +50,7 @@ pub fn find(mut command: Command) -> Result<Command> {
 
 /// Whatever else is wrong with it is for the command to say.
 fn runs(instance: &Instance) -> bool {
-    !matches!(Client::connect(&instance.socket), Err(ClientError::NoInstance(_)))
+    !matches!(Client::knock(&instance.socket), Err(ClientError::NoInstance(_)))
 }
 
 /// Makes it the only one that runs, if there is one. Only who looks may have to do with its pins.
@@ -95,7 +97,7 @@ fn only_left(instance: &mut Instance) -> Result<()> {
 fn pins_of(socket: &Path) -> Result<PathBuf> {
     let asking =
         || format!("could not ask the instance at {} for its pins (--pin-dir names them)", socket.display());
-    let text = match Client::connect(socket).and_then(|client| client.patient(PATIENCE).config()) {
+    let text = match Client::reader(socket, PATIENCE).and_then(|client| client.config()) {
         Err(error @ ClientError::Silent(..)) => return usual_pins(socket).ok_or(error).with_context(asking),
         answer => answer.with_context(asking)?,
     };
@@ -115,7 +117,7 @@ pub(super) fn others(usual: &Path) -> Vec<PathBuf> {
     let mut live: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         .filter(is_other)
-        .filter(|path| matches!(Client::connect(path), Ok(_) | Err(ClientError::Silent(..))))
+        .filter(|path| Client::knock(path).is_ok())
         .collect();
     live.sort();
     live

@@ -31,7 +31,7 @@ pub(super) type Meant = (Ipv4Addr, Option<u16>, Option<Protocol>);
 impl Names {
     pub fn of(instance: &Instance, tables: &Tables) -> Result<Names> {
         let mut services = of_tables(tables);
-        match Client::connect(&instance.socket).and_then(|client| client.patient(PATIENCE).services()) {
+        match Client::reader(&instance.socket, PATIENCE).and_then(|client| client.services()) {
             Ok(answer) => services.extend(of_process(&answer)),
             Err(ClientError::NoInstance(_)) => crate::log::notice(&format!(
                 "no process listens at {}: services are called by their VIPs",

@@ -13,7 +13,7 @@ use super::find::others;
 use super::listening::socket_of;
 use super::{Instance, Named};
 use crate::config::{self, Config, default_socket};
-use crate::control::{Client, ClientError};
+use crate::control::{Client, ClientError, Halt};
 use crate::dataplane::{
     Census, PROGRAM, PinDirState, Pinned, Tables, on_empty, pin_dir_of, pinned, program_name, program_on,
 };
@@ -145,10 +145,14 @@ fn mute(netlink: &mut Netlink, pin_dir: &Path, socket: &Path, error: &ClientErro
     let PinDirState::Running(process) = PinDirState::of(&pin_dir) else {
         return Ok(bare(&pin_dir, socket, State::Silent(error.to_string(), "see its log".to_owned())));
     };
-    let (why, fix) = match process.filter(|process| is_stopped(*process)) {
-        Some(process) => (
+    let (why, fix) = match process.and_then(|process| Some((process, Halt::of(process)?))) {
+        Some((process, Halt::Stopped(_))) => (
             format!("process {process} was stopped by a signal, and answers nobody"),
             format!("kill -CONT {process}"),
+        ),
+        Some((process, halt @ Halt::Traced(_))) => (
+            format!("process {process} is {halt}, and answers nobody"),
+            "have the debugger go on, or end it".to_owned(),
         ),
         None => (
             error.to_string(),
@@ -161,14 +165,6 @@ fn mute(netlink: &mut Netlink, pin_dir: &Path, socket: &Path, error: &ClientErro
         return Ok(bare(&pin_dir, socket, State::Silent(why, fix)));
     }
     by_tables(netlink, &pin_dir, socket, State::Silent(why, fix))
-}
-
-/// Whether SIGSTOP or a debugger has it.
-fn is_stopped(process: u32) -> bool {
-    // 4711 (the name, in parentheses) T 1 ...
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-    matches!(state, Some('T' | 't'))
 }
 
 /// The process of an instance that sees another network than this one.

@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use super::find::usual_pins;
 use super::{Instance, Named};
 use crate::config::default_socket;
-use crate::control::{Ask, Client, ClientError, Filter};
-use crate::dataplane::{Clock, Entries, LifeState, Tables, Which};
+use crate::control::{Ask, Client, ClientError, Filter, Halt};
+use crate::dataplane::{Clock, Entries, LifeState, PinDirState, Tables, Which};
 use crate::metrics::{Connections, Snapshot};
 use crate::model::Protocol;
 
 /// A process that is well answers within this, whatever it is doing.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Where figures come from.
 pub(super) enum Source {
@@ -32,6 +32,8 @@ pub(super) struct Fallback {
     pin_dir: Option<PathBuf>,
     /// It is still to be said.
     says: Cell<bool>,
+    /// It was read when the process was last asked.
+    used: Cell<bool>,
 }
 
 impl Source {
@@ -40,7 +42,11 @@ impl Source {
         let source = Source::find(instance)?;
         match &source {
             Source::Pins(_) => {
-                say(&format!("no process listens at {}", instance.socket.display()), &instance.pin_dir)
+                let why = match holder(&instance.pin_dir) {
+                    Some(process) => elsewhere(&process, instance),
+                    None => format!("no process listens at {}", instance.socket.display()),
+                };
+                read_from(&why, &instance.pin_dir);
             }
             Source::Process(_, fallback) => fallback.says.set(true),
         }
@@ -49,15 +55,15 @@ impl Source {
 
     /// The same without a word.
     pub fn find(instance: &Instance) -> Result<Source> {
-        match Client::connect(&instance.socket) {
+        match Client::reader(&instance.socket, PATIENCE) {
             Ok(client) => {
                 // Those by default may be of another instance.
                 let pin_dir = match instance.named {
                     Named::Socket => usual_pins(&instance.socket),
                     Named::No | Named::Pins => Some(instance.pin_dir.clone()),
                 };
-                let fallback = Fallback { pin_dir, says: Cell::new(false) };
-                return Ok(Source::Process(client.patient(PATIENCE), fallback));
+                let fallback = Fallback { pin_dir, says: Cell::new(false), used: Cell::new(false) };
+                return Ok(Source::Process(client, fallback));
             }
             Err(ClientError::NoInstance(_)) if has_its_pins(instance) => {}
             Err(error) => return Err(error.into()),
@@ -77,16 +83,24 @@ impl Source {
     pub fn is_best(&self, instance: &Instance) -> bool {
         match self {
             Source::Process(..) => true,
-            Source::Pins(_) => has_pins(&instance.pin_dir) && Client::connect(&instance.socket).is_err(),
+            Source::Pins(_) => has_pins(&instance.pin_dir) && Client::knock(&instance.socket).is_err(),
         }
+    }
+
+    /// Whether a process listens, and did not answer when it was last asked.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Source::Process(_, fallback) if fallback.used.get())
     }
 
     /// Every figure, with `running` in it.
     pub fn status(&self) -> Result<Value> {
         let (mut status, running) = match self {
             Source::Process(client, fallback) => match client.status() {
-                Err(error @ ClientError::Silent(..)) => (fallback.pins(error)?.status()?, false),
-                status => (status?, true),
+                Err(error @ ClientError::Silent(..)) => (fallback.pins(&error)?.status()?, false),
+                status => {
+                    fallback.used.set(false);
+                    (status?, true)
+                }
             },
             Source::Pins(pins) => (pins.status()?, false),
         };
@@ -99,7 +113,7 @@ impl Source {
     pub fn connections(&self, filter: &Filter) -> Result<Value> {
         match self {
             Source::Process(client, fallback) => match client.ask(&Ask::Connections(filter.clone())) {
-                Err(error @ ClientError::Silent(..)) => fallback.pins(error)?.connections(filter),
+                Err(error @ ClientError::Silent(..)) => fallback.pins(&error)?.connections(filter),
                 connections => Ok(connections?),
             },
             Source::Pins(pins) => pins.connections(filter),
@@ -108,21 +122,52 @@ impl Source {
 }
 
 impl Fallback {
-    fn pins(&self, silence: ClientError) -> Result<Pins> {
-        let why = silence.to_string();
+    fn pins(&self, silence: &ClientError) -> Result<Pins> {
+        self.used.set(true);
+        let why = match (silence, &self.pin_dir) {
+            // Who it is that takes no connection only its pins know.
+            (ClientError::Silent(_, Duration::ZERO), Some(pin_dir)) => {
+                format!("{silence}{}", halted(pin_dir))
+            }
+            _ => silence.to_string(),
+        };
         let Some(pin_dir) = &self.pin_dir else {
             bail!("{why} (--pin-dir names its tables, which can be read without it)")
         };
         let context = || format!("{why}, and its tables cannot be read from {}", pin_dir.display());
         let pins = Pins::open(pin_dir, context)?;
         if self.says.replace(false) {
-            say(&why, pin_dir);
+            read_from(&why, pin_dir);
         }
         Ok(pins)
     }
 }
 
-fn say(why: &str, pin_dir: &Path) {
+/// Why the process that has these pins does nothing, if that can be seen, in brackets.
+fn halted(pin_dir: &Path) -> String {
+    let PinDirState::Running(Some(process)) = PinDirState::of(pin_dir) else { return String::new() };
+    Halt::of(process).map_or(String::new(), |halt| format!(" (process {process} is {halt})"))
+}
+
+/// The process that has these pins, if there is one.
+fn holder(pin_dir: &Path) -> Option<String> {
+    match PinDirState::of(pin_dir) {
+        PinDirState::Running(Some(process)) => Some(format!("process {process}")),
+        PinDirState::Running(None) => Some("a process".to_owned()),
+        _ => None,
+    }
+}
+
+fn elsewhere(process: &str, instance: &Instance) -> String {
+    format!(
+        "no instance listens at {}: {process} has the pins in {}, but listens elsewhere: --socket names where",
+        instance.socket.display(),
+        instance.pin_dir.display()
+    )
+}
+
+/// Says where figures come from, and why not from the process.
+fn read_from(why: &str, pin_dir: &Path) {
     crate::log::notice(&format!(
         "{why}: this is read from the tables that are pinned in {}",
         pin_dir.display()
@@ -191,7 +236,15 @@ pub(super) fn process(instance: &Instance) -> Result<Client> {
     match Client::connect(&instance.socket) {
         Ok(client) => Ok(client),
         Err(error @ ClientError::NoInstance(_)) if has_its_pins(instance) && has_pins(&instance.pin_dir) => {
-            bail!("{error}; what is pinned in {} goes on without a process", instance.pin_dir.display())
+            match holder(&instance.pin_dir) {
+                Some(process) => bail!("{}", elsewhere(&process, instance)),
+                None => {
+                    bail!(
+                        "{error}; what is pinned in {} goes on without a process",
+                        instance.pin_dir.display()
+                    )
+                }
+            }
         }
         Err(error) => Err(error.into()),
     }

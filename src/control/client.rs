@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use axum::body::Bytes;
@@ -16,15 +16,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::api::{Answer, Ask, BackendChange, Done, Filter, Refusal};
+use super::halt::Halt;
 use super::wire::{NewBackend, Patch};
 
 /// Longer than the server waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What is answered without the main loop is answered within this, however busy that is.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// How soon one who found no room for his connection tries again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ pub enum ClientError {
     NoInstance(PathBuf),
     /// The one who asks may not.
     Denied(PathBuf),
-    /// Somebody listens, and does not answer: who, and for how long already.
+    /// Somebody listens, and does not answer: who, and for how long already. Zero: he does not even take connections.
     Silent(String, Duration),
     /// The instance refuses.
     Refused(Refusal),
@@ -52,6 +55,9 @@ impl fmt::Display for ClientError {
             ClientError::Denied(path) => {
                 write!(f, "{} may not be asked by this user: use sudo", path.display())
             }
+            ClientError::Silent(who, waited) if waited.is_zero() => {
+                write!(f, "{who} takes no more connections")
+            }
             ClientError::Silent(who, waited) => {
                 write!(f, "{who} has not answered for {}", humantime::format_duration(*waited))
             }
@@ -69,8 +75,10 @@ pub struct Client {
     patience: Duration,
     /// Whether a process that gives no sign of life is not asked at all.
     wary: bool,
-    /// It gave none when it was last asked.
+    /// It gave no answer when it was last asked.
     silent: Cell<bool>,
+    /// The connection by which it was found, for the first question.
+    first: Cell<Option<UnixStream>>,
     runtime: Runtime,
 }
 
@@ -95,25 +103,54 @@ impl Call {
 impl Client {
     /// Finds out whether an instance listens at a path.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        let client = Client::new(path)?;
+        client.first.set(Some(client.runtime.block_on(client.open_within(SIGN_OF_LIFE))?));
+        Ok(client)
+    }
+
+    /// The same for who only reads: see [`Client::patient`]. One that takes no more connections is found too; that is said when it
+    /// is asked.
+    pub fn reader(path: &Path, patience: Duration) -> Result<Client, ClientError> {
+        let client = Client::new(path)?.patient(patience);
+        match client.runtime.block_on(client.open_within(SIGN_OF_LIFE)) {
+            Ok(stream) => client.first.set(Some(stream)),
+            Err(ClientError::Silent(..)) => client.silent.set(true),
+            Err(error) => return Err(error),
+        }
+        Ok(client)
+    }
+
+    /// Whether somebody listens at a path, which may be one who takes no more connections.
+    ///
+    /// # Errors
+    /// Nobody does, or it could not be found out.
+    pub fn knock(path: &Path) -> Result<(), ClientError> {
+        let client = Client::new(path)?;
+        match client.runtime.block_on(client.open()) {
+            Ok(_) | Err(ClientError::Silent(..)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn new(path: &Path) -> Result<Client, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
             .context("could not start the runtime of the client")
             .map_err(ClientError::Broken)?;
-        let client = Client {
+        Ok(Client {
             path: path.to_owned(),
             patience: PATIENCE,
             wary: false,
             silent: Cell::new(false),
+            first: Cell::new(None),
             runtime,
-        };
-        client.runtime.block_on(client.open())?;
-        Ok(client)
+        })
     }
 
-    /// Waits for an answer no longer than this; a process that is stopped or hangs is given up after a second. For who can do
-    /// without it.
+    /// Waits for an answer no longer than this; a process that is stopped is given up after a second, and one that was silent
+    /// before sooner than that. For who can do without it.
     pub fn patient(self, patience: Duration) -> Client {
         Client { patience, wary: true, ..self }
     }
@@ -152,11 +189,19 @@ impl Client {
 
     fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
         let answered = self.runtime.block_on(async {
-            if self.wary {
-                self.look_for_life().await?;
+            // Who was silent has shown already that he needs more than a moment.
+            let (life, answer) = match self.silent.get() {
+                true => (SIGN_OF_LIFE / 5, SIGN_OF_LIFE.min(self.patience)),
+                false => (SIGN_OF_LIFE, self.patience),
+            };
+            if !self.wary {
+                return self.send_within(self.patience, call).await;
             }
-            self.send_within(self.patience, call).await
+            // Nothing is there, which takes no main loop to tell.
+            self.send_within(life.min(self.patience), Call::new(Method::GET, "/")).await?;
+            self.send_within(answer, call).await
         });
+        self.silent.set(matches!(answered, Err(ClientError::Silent(..))));
         let (status, bytes) = answered?;
         if status.is_success() {
             let answer = serde_json::from_slice(&bytes);
@@ -183,17 +228,22 @@ impl Client {
         })
     }
 
-    /// Who was silent has shown already that he needs more than a moment.
-    async fn look_for_life(&self) -> Result<(), ClientError> {
-        let limit = if self.silent.get() { SIGN_OF_LIFE / 5 } else { SIGN_OF_LIFE };
-        // Nothing is there, which takes no main loop to tell.
-        let answer = self.send_within(limit.min(self.patience), Call::new(Method::GET, "/")).await;
-        self.silent.set(matches!(answer, Err(ClientError::Silent(..))));
-        answer.map(drop)
+    /// Many who ask at once fill the queue of one that is well, too, which has room again in a moment.
+    async fn open_within(&self, limit: Duration) -> Result<UnixStream, ClientError> {
+        let end = Instant::now() + limit;
+        loop {
+            match self.open().await {
+                Err(ClientError::Silent(..)) if Instant::now() < end => sleep(AGAIN).await,
+                opened => return opened,
+            }
+        }
     }
 
     async fn send_within(&self, limit: Duration, call: Call) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = self.open().await?;
+        let stream = match self.first.take() {
+            Some(stream) => stream,
+            None => self.open_within(limit.min(SIGN_OF_LIFE)).await?,
+        };
         let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let answered = timeout(limit, self.send(stream, call)).await;
         answered.unwrap_or_else(|_| Err(ClientError::Silent(who(&self.path, process), limit)))
@@ -223,13 +273,8 @@ impl Client {
 fn who(path: &Path, process: Option<i32>) -> String {
     let at = path.display();
     let Some(process) = process else { return format!("the process that listens at {at}") };
-    // After the name, which is in brackets and may have any signs in it (proc_pid_stat(5)).
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    let why = match state {
-        Some('T') => format!(" (stopped: kill -CONT {process} has it go on)"),
-        _ => String::new(),
-    };
+    let halt = u32::try_from(process).ok().and_then(Halt::of);
+    let why = halt.map_or(String::new(), |halt| format!(" ({halt})"));
     format!("process {process}{why}, which listens at {at},")
 }
 

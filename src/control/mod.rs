@@ -2,6 +2,7 @@
 
 mod api;
 mod client;
+mod halt;
 mod project;
 mod routes;
 mod server;
@@ -10,5 +11,6 @@ mod wire;
 
 pub use api::{Answer, Ask, BackendChange, Done, Filter, LISTED, Refusal, Reload};
 pub use client::{Client, ClientError};
+pub use halt::Halt;
 pub use project::{backends_of, services_of};
 pub use server::{Limits, Reply, Server};

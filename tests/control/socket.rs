@@ -163,7 +163,7 @@ fn what_the_client_says_where_nobody_listens() {
 
     let listener = UnixListener::bind(dir.path().join("odd.sock")).unwrap();
     let odd = thread::spawn(move || {
-        for stream in listener.incoming().take(2) {
+        for stream in listener.incoming().take(1) {
             let mut stream = stream.unwrap();
             let _ = stream.write_all(b"SSH-2.0-nonsense\r\n\r\n");
         }
@@ -224,7 +224,52 @@ fn a_full_queue_is_silence() {
     listen(&listener, Backlog::new(1).unwrap()).unwrap();
     let _waiting: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let Err(error @ ClientError::Silent(..)) = Client::connect(&path) else { panic!("it had no room") };
-    assert!(error.to_string().contains("the process that listens at"), "{error}");
+    let expected = format!("the process that listens at {} takes no more connections", path.display());
+    assert_eq!(error.to_string(), expected);
+    // Who only reads has other sources, and so a client that says it when it is asked.
+    let client = Client::reader(&path, Duration::from_secs(20)).unwrap();
+    let begun = Instant::now();
+    let Err(error @ ClientError::Silent(..)) = client.status() else { panic!("it had no room") };
+    assert_eq!(error.to_string(), expected);
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    Client::knock(&path).unwrap();
+    drop(listener);
+    assert!(matches!(Client::knock(&path), Err(ClientError::NoInstance(_))));
+}
+
+/// Many who ask at once are no sign that it does not live.
+#[test]
+fn a_full_queue_that_is_served_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lb.sock");
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    let _waiting: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let listener = UnixListener::from(listener);
+    let server = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        (0..3).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>()
+    });
+    assert!(Client::connect(&path).is_ok());
+    drop(server.join().unwrap());
+}
+
+/// A main loop that hangs costs the whole patience once: the process lives, and says so each time.
+#[test]
+fn a_hung_instance_is_waited_for_once() {
+    let (questions, asked) = std::sync::mpsc::channel();
+    let questions = std::sync::Mutex::new(questions);
+    let hung = start_with(Limits::default(), move |_, reply| questions.lock().unwrap().send(reply).unwrap());
+    let client = Client::reader(&hung.path(), Duration::from_secs(3)).unwrap();
+    let silent_for = || match client.status() {
+        Err(ClientError::Silent(_, waited)) => waited,
+        answer => panic!("{answer:?}"),
+    };
+    assert_eq!(silent_for(), Duration::from_secs(3));
+    assert_eq!([silent_for(), silent_for()], [Duration::from_secs(1); 2]);
+    drop(asked);
 }
 
 /// A main loop that is busy is waited for: the process lives.

@@ -141,7 +141,11 @@ fn quantiles(times: &Histogram) -> String {
 
 fn checks(view: &View, backend: &BackendRow) -> Vec<(&'static str, String)> {
     let Some(health) = &backend.counted.health else {
-        return vec![("checks", "unknown: no process runs that checks it".into())];
+        let why = match view.silent {
+            true => "the process that checks it does not answer",
+            false => "no process runs that checks it",
+        };
+        return vec![("checks", format!("unknown: {why}"))];
     };
     let up = match health.up {
         _ if health.check == "none" => return vec![("checks", "none".into())],

@@ -160,6 +160,7 @@ fn header(top: &Top, width: u16) -> Vec<String> {
         match &view.version {
             _ if top.lost.is_some() => first.push("these figures are old".into()),
             Some(version) => first.push(version.clone()),
+            None if view.silent => first.push("PROCESS DOES NOT ANSWER, read from its pins".into()),
             None if !view.running => first.push("NO PROCESS, read from its pins".into()),
             None => {}
         }

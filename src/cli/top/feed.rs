@@ -54,19 +54,22 @@ impl Figures {
             // It has just ended.
             Err(_) => {
                 let source = self.source.insert((self.find)(&self.instance)?);
-                return reading(&source.status()?);
+                let status = source.status()?;
+                return reading(&status, source.is_silent());
             }
         };
+        let silent = source.is_silent();
         self.source = Some(source);
-        reading(&status)
+        reading(&status, silent)
     }
 }
 
-fn reading(status: &Value) -> Result<Reading> {
+fn reading(status: &Value, silent: bool) -> Result<Reading> {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Reading {
         snapshot: snapshot(status)?,
         running: status["running"] == true,
+        silent,
         version: status["version"].as_str().map(str::to_owned),
         at: Instant::now(),
         wall: wall.as_secs_f64(),

@@ -17,6 +17,8 @@ pub(super) struct Reading {
     pub snapshot: Snapshot,
     /// Whether a process answered; else this is what is pinned.
     pub running: bool,
+    /// One runs, and does not answer.
+    pub silent: bool,
     pub version: Option<String>,
     pub at: Instant,
     /// The same in seconds since 1970.

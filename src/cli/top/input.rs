@@ -1,5 +1,7 @@
 //! Keys.
 
+use std::time::Instant;
+
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::columns::Column;
@@ -23,8 +25,8 @@ pub(super) const KEYS: [(&str, &str); 12] = [
     ("q", "quit"),
 ];
 
-/// What a key does.
-pub(super) fn key(top: &mut Top, key: KeyEvent) -> Action {
+/// What a key does that is pressed now.
+pub(super) fn key(top: &mut Top, key: KeyEvent, now: Instant) -> Action {
     if key.kind == KeyEventKind::Release {
         return Action::Nothing;
     }
@@ -46,7 +48,7 @@ pub(super) fn key(top: &mut Top, key: KeyEvent) -> Action {
             Action::Nothing
         }
         Some(Prompt::Confirm(proposal)) => match key.code {
-            KeyCode::Char('y') if top.question_was_read() => {
+            KeyCode::Char('y') if top.question_was_read(now) => {
                 top.message = Some(("asking the instance ...".into(), false));
                 Action::Change(Box::new(proposal.ask()))
             }

@@ -110,7 +110,7 @@ fn follow(top: &mut Top, event: Event) -> Result<Action> {
             Action::Nothing
         }
         Event::Input(input) => match input.context("could not read keys from the terminal")? {
-            Input::Key(key) => input::key(top, key),
+            Input::Key(key) => input::key(top, key, Instant::now()),
             _ => Action::Nothing,
         },
         Event::Signal => Action::Quit,

@@ -246,9 +246,9 @@ impl Top {
         }
     }
 
-    /// Whether the operator can have read the question: keys that were typed ahead are no answer to it.
-    pub fn question_was_read(&self) -> bool {
-        self.asked.is_some_and(|asked| asked.elapsed() >= READING)
+    /// Whether the operator can have read the question by now: keys that were typed ahead are no answer to it.
+    pub fn question_was_read(&self, now: Instant) -> bool {
+        self.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= READING)
     }
 
     /// Asks before a change of the selected backend, if there can be one.
@@ -263,6 +263,8 @@ impl Top {
         let admin = backend.counted.health.as_ref().map(|health| health.admin.as_str());
         let refused = if self.lost.is_some() {
             Some("nobody answers: nothing can be changed".to_owned())
+        } else if view.silent {
+            Some("the process does not answer: nothing can be changed".to_owned())
         } else if !view.running {
             Some("no process runs: what is pinned can be read, not changed".to_owned())
         } else if backend.counted.state == "removed" {

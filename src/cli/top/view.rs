@@ -16,6 +16,7 @@ use crate::metrics::{BackendFigures, ReasonFigures, ServiceFigures};
 pub(super) struct View {
     pub version: Option<String>,
     pub running: bool,
+    pub silent: bool,
     pub at: Instant,
     pub wall: f64,
     pub overview: Overview,
@@ -89,6 +90,7 @@ impl View {
         View {
             version: reading.version.clone(),
             running: reading.running,
+            silent: reading.silent,
             at: reading.at,
             wall: reading.wall,
             overview: Overview::of(reading, history, &services),

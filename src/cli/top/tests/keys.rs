@@ -152,12 +152,13 @@ fn what_cannot_be_changed_is_not_asked() {
     top.lose(Instant::now(), "gone".into());
     press(&mut top, "d");
     says(&top, "nobody answers");
-    let mut pinned = Clock::new().reading(&two_services());
-    pinned.running = false;
-    let mut top = Top::new(String::new());
-    top.take(pinned);
-    press(&mut top, "d");
-    says(&top, "no process runs");
+    for (silent, why) in [(false, "no process runs"), (true, "the process does not answer")] {
+        let pinned = Clock::new().reading(&two_services());
+        let mut top = Top::new(String::new());
+        top.take(Reading { running: false, silent, version: None, ..pinned });
+        press(&mut top, "d");
+        says(&top, why);
+    }
     let mut none = top_of(&snapshot(Vec::new()));
     press(&mut none, "d");
     says(&none, "no backend is selected");
@@ -227,13 +228,14 @@ fn what_is_typed_ahead_is_no_answer() {
     type_ahead(&mut top, KeyCode::Char('d'));
     assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), Action::Nothing, "the question was not drawn yet");
     assert!(matches!(top.prompt, Some(Prompt::Confirm(_))));
-    top.drawn(Instant::now());
-    assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), Action::Nothing, "nor read");
-    std::thread::sleep(READING);
-    assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), change_of(12, AdminState::Drain));
+    let drawn = Instant::now();
+    top.drawn(drawn);
+    assert_eq!(type_at(&mut top, KeyCode::Char('y'), drawn + READING / 2), Action::Nothing, "nor read");
+    let read = drawn + READING;
+    assert_eq!(type_at(&mut top, KeyCode::Char('y'), read), change_of(12, AdminState::Drain));
     // The next question has to be read again.
-    type_ahead(&mut top, KeyCode::Char('D'));
-    assert_eq!(type_ahead(&mut top, KeyCode::Char('y')), Action::Nothing);
+    type_at(&mut top, KeyCode::Char('D'), read);
+    assert_eq!(type_at(&mut top, KeyCode::Char('y'), read), Action::Nothing);
 }
 
 #[test]

@@ -97,6 +97,7 @@ impl Clock {
         Reading {
             snapshot: snapshot.clone(),
             running: true,
+            silent: false,
             version: Some("1.2.3".into()),
             at: self.0,
             wall: WALL,
@@ -129,7 +130,11 @@ fn press_code(top: &mut Top, code: KeyCode) -> Action {
 
 /// By somebody who does not wait for the screen.
 fn type_ahead(top: &mut Top, code: KeyCode) -> Action {
-    input::key(top, KeyEvent::new(code, KeyModifiers::NONE))
+    type_at(top, code, Instant::now())
+}
+
+fn type_at(top: &mut Top, code: KeyCode, now: Instant) -> Action {
+    input::key(top, KeyEvent::new(code, KeyModifiers::NONE), now)
 }
 
 /// The last number of the addresses in the list.

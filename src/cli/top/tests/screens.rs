@@ -54,6 +54,19 @@ fn busy() -> Top {
     top
 }
 
+/// What to do about the one is of no use with the other.
+#[test]
+fn a_process_that_is_silent_is_not_said_to_be_gone() {
+    let first = |silent: bool| {
+        let mut top = Top::new("/run/x.sock".into());
+        let reading = Clock::new().reading(&snapshot(vec![service("web", 1, vec![backend(1)])]));
+        top.take(Reading { running: false, silent, version: None, ..reading });
+        text(&mut top, 120, 24).lines().next().unwrap().to_owned()
+    };
+    assert!(first(false).contains("  NO PROCESS, read from its pins  "), "{}", first(false));
+    assert!(first(true).contains("  PROCESS DOES NOT ANSWER, read from its pins  "), "{}", first(true));
+}
+
 #[test]
 fn what_matters_fits_into_80_columns() {
     let text = text(&mut busy(), 80, 24);
