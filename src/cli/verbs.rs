@@ -97,7 +97,7 @@ pub(super) enum Verb {
         /// Where that instance listens [default: the only one that runs; with --pin-dir /run/xdp-lb/ and the last part of DIR]
         #[arg(long, value_name = "PATH")]
         socket: Option<OsString>,
-        /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
+        /// Where that instance has its pins [default: those of the only one that runs or left some, else /sys/fs/bpf/xdp_lb]
         #[arg(long, value_name = "DIR")]
         pin_dir: Option<OsString>,
     },
@@ -220,7 +220,7 @@ pub(super) struct Target {
     /// Where that instance listens [default: the only one that runs; with --pin-dir /run/xdp-lb/ and the last part of DIR]
     #[arg(long, value_name = "PATH", global = true)]
     pub(super) socket: Option<OsString>,
-    /// Where that instance has its pins [default: /sys/fs/bpf/xdp_lb]
+    /// Where that instance has its pins [default: those of the only one that runs or left some, else /sys/fs/bpf/xdp_lb]
     #[arg(long, value_name = "DIR", global = true)]
     pub(super) pin_dir: Option<OsString>,
     /// As JSON
