@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::listening::socket_of;
 use super::source::has_pins;
 use super::{Command, Instance, Named};
 use crate::config;
@@ -39,6 +40,10 @@ pub fn find(mut command: Command) -> Result<Command> {
     };
     match instance.named {
         Named::No if !runs(instance) => only(instance, looks)?,
+        Named::No => mention_others(instance),
+        Named::Pins if instance.socket == config::default_socket(&instance.pin_dir) && !runs(instance) => {
+            instance.socket = socket_of(&instance.pin_dir);
+        }
         Named::Socket if by_pins => {
             instance.pin_dir = pins_of(&instance.socket)?;
             instance.named = Named::Pins;
@@ -46,6 +51,18 @@ pub fn find(mut command: Command) -> Result<Command> {
         _ => {}
     }
     Ok(command)
+}
+
+/// Who named none may not know that there are several.
+fn mention_others(instance: &Instance) {
+    if let others @ [_, ..] = &others(&instance.socket)[..] {
+        let names: Vec<String> = others.iter().map(|path| path.display().to_string()).collect();
+        crate::log::notice(&format!(
+            "this is of the instance at {}; others run too: --socket {}",
+            instance.socket.display(),
+            names.join(" or --socket ")
+        ));
+    }
 }
 
 /// Whatever else is wrong with it is for the command to say.
@@ -60,6 +77,8 @@ fn only(instance: &mut Instance, looks: bool) -> Result<()> {
         [socket] => {
             if looks {
                 instance.pin_dir = pins_of(socket)?;
+            } else {
+                crate::log::notice(&format!("this is for the instance at {}", socket.display()));
             }
             instance.socket.clone_from(socket);
         }
@@ -75,10 +94,10 @@ fn only(instance: &mut Instance, looks: bool) -> Result<()> {
 fn only_left(instance: &mut Instance) -> Result<()> {
     let found: Vec<PathBuf> = pinned().into_iter().map(|pinned| pinned.dir).collect();
     match &found[..] {
-        several if several.contains(&instance.pin_dir) => {}
+        several if several.contains(&instance.pin_dir) => instance.socket = socket_of(&instance.pin_dir),
         [] => {}
         [dir] => {
-            instance.socket = config::default_socket(dir);
+            instance.socket = socket_of(dir);
             instance.pin_dir.clone_from(dir);
         }
         several => {

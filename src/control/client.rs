@@ -120,14 +120,15 @@ impl Client {
         Ok(client)
     }
 
-    /// Whether somebody listens at a path, which may be one who takes no more connections.
+    /// Which process listens at a path. `None`: one who takes no more connections.
     ///
     /// # Errors
     /// Nobody does, or it could not be found out.
-    pub fn knock(path: &Path) -> Result<(), ClientError> {
+    pub fn knock(path: &Path) -> Result<Option<u32>, ClientError> {
         let client = Client::new(path)?;
         match client.runtime.block_on(client.open()) {
-            Ok(_) | Err(ClientError::Silent(..)) => Ok(()),
+            Ok(stream) => Ok(stream.peer_cred().ok().and_then(|peer| peer.pid()?.try_into().ok())),
+            Err(ClientError::Silent(..)) => Ok(None),
             Err(error) => Err(error),
         }
     }
