@@ -35,6 +35,7 @@ fn verbs(lab: &Lab) -> Vec<String> {
         "trace --limit 1",
         "trace --limit 1 --json",
         "capture --limit 1 --write -",
+        "capture --duration 1s --client 198.51.100.1 --write -",
         "doctor",
         "doctor --json",
         "tune eth0 --dry-run",

@@ -34,8 +34,10 @@ pub fn capture(watching: &Watching, file: &Path, length: u32, instance: &Instanc
     // Opened first, because a pipe waits for its reader; emptied when it is sure that it will be written.
     let out = open(file)?;
     let watch = Watch::begin(&instance.pin_dir, &told)?;
-    let begun = out.begin().and_then(|out| Frames::new(out, length).map_err(io));
-    let mut frames = begun.with_context(|| writing(file))?;
+    let mut frames = match out.begin().and_then(|out| Frames::new(out, length).map_err(io)) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+        begun => begun.with_context(|| writing(file))?,
+    };
     crate::log::notice(&format!("capturing to {}; Ctrl-C ends it", file.display()));
     let mut count = 0_u64;
     watching.go_on(&watch, |seen| {
@@ -112,7 +114,10 @@ struct Frames {
 
 impl Frames {
     fn new(writer: Box<dyn Write>, length: u32) -> Result<Frames, PcapError> {
-        Ok(Frames { writer: PcapNgWriter::new(writer)?, interfaces: BTreeMap::new(), length })
+        let mut writer = PcapNgWriter::new(writer)?;
+        // A disk that is full shows now, not with the first packet, which may never come.
+        writer.get_mut().flush().map_err(PcapError::IoError)?;
+        Ok(Frames { writer, interfaces: BTreeMap::new(), length })
     }
 
     fn add(

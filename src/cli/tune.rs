@@ -1,13 +1,20 @@
 //! `xdp-lb tune`: makes this host faster, and as it was before.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::show::print;
 use crate::log;
 use crate::tune::{self, Outcome, Step};
 
 /// Carries out, tells or takes back, and prints each step. False if one failed.
+///
+/// # Errors
+/// Who asks is not root, or something cannot be read or written.
 pub fn tune(interface: &str, dry_run: bool, undo: bool, json: bool) -> Result<bool> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "only root may look at and change the settings of {interface}: sudo xdp-lb tune {interface}"
+    );
     let steps = match undo {
         true => tune::undo(interface, dry_run, &log::notice)?,
         false => tune::tune(interface, dry_run, &log::notice)?,

@@ -45,8 +45,9 @@ fn path(interface: &str, name: &str) -> PathBuf {
 fn in_own_sysfs<T: Send>(code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNS).context("could not get mounts of its own")?;
-        mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)
-            .context("could not take its mounts out of others' sight")?;
+        let hide = |at| mount(NOTHING, at, NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING);
+        // What is mounted over another mount is seen where that is. The root of a chroot may be none.
+        hide(SYSFS).or_else(|_| hide("/")).context("could not take its mounts out of others' sight")?;
         match mount(Some("sysfs"), SYSFS, Some("sysfs"), MsFlags::empty(), NOTHING) {
             // The one that is there is that of this namespace already.
             Ok(()) | Err(Errno::EBUSY) => code(),
