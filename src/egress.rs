@@ -180,20 +180,7 @@ mod tests {
     use super::*;
 
     fn link(xdp: Option<XdpAttached>) -> Link {
-        Link {
-            index: 2,
-            name: "eth0".into(),
-            mac: Some([2, 0, 0, 0, 0, 1]),
-            mtu: 1500,
-            kind: None,
-            up: true,
-            running: true,
-            ethernet: true,
-            loopback: false,
-            peer: None,
-            master: None,
-            xdp: xdp.map(|mode| XdpOnLink { program: 1, mode }),
-        }
+        Link { xdp: xdp.map(|mode| XdpOnLink { program: 1, mode }), ..Link::ethernet(2, "eth0") }
     }
 
     fn arrives(driver: &str, features: Option<XdpFeatures>, native: bool) -> (bool, bool) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::listening::socket_of;
+use super::listening::{socket_for, socket_of};
 use super::source::has_pins;
 use super::{Command, Instance, Named};
 use crate::config;
@@ -41,9 +41,7 @@ pub fn find(mut command: Command) -> Result<Command> {
     match instance.named {
         Named::No if !runs(instance) => only(instance, looks)?,
         Named::No => mention_others(instance),
-        Named::Pins if instance.socket == config::default_socket(&instance.pin_dir) && !runs(instance) => {
-            instance.socket = socket_of(&instance.pin_dir);
-        }
+        Named::Pins => instance.socket = socket_for(instance),
         Named::Socket if by_pins => {
             instance.pin_dir = pins_of(&instance.socket)?;
             instance.named = Named::Pins;

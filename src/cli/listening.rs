@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
+use super::{Instance, Named};
 use crate::config::default_socket;
 use crate::control::Client;
 use crate::dataplane::PinDirState;
@@ -17,6 +18,15 @@ pub(super) fn socket_of(pin_dir: &Path) -> PathBuf {
         _ => None,
     };
     elsewhere.unwrap_or(usual)
+}
+
+/// The same of an instance that was named: its socket, if that was named too.
+pub(super) fn socket_for(instance: &Instance) -> PathBuf {
+    let is_usual = instance.socket == default_socket(&instance.pin_dir);
+    match instance.named {
+        Named::Pins if is_usual => socket_of(&instance.pin_dir),
+        _ => instance.socket.clone(),
+    }
 }
 
 /// The Unix socket that a process listens at. The kernel knows it by the name that it was bound to; it got its own in the same

@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde::Deserialize as _;
 
 use super::find::others;
-use super::listening::socket_of;
+use super::listening::{socket_for, socket_of};
 use super::{Instance, Named};
 use crate::config::{self, Config, default_socket};
 use crate::control::{Client, ClientError, Halt};
@@ -32,11 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn find(netlink: &mut Netlink, interface: Option<&str>, instance: &Instance) -> Result<Patient> {
     let chosen = instance.named != Named::No;
     let (Some(interface), false) = (interface, chosen) else {
-        let is_usual = instance.socket == default_socket(&instance.pin_dir);
-        let socket = match instance.named {
-            Named::Pins if is_usual => socket_of(&instance.pin_dir),
-            _ => instance.socket.clone(),
-        };
+        let socket = socket_for(instance);
         let patient = ask(netlink, &instance.pin_dir, &socket)?;
         let mut patient = match patient.state {
             State::None | State::Dead if !chosen => other(netlink, instance, patient)?,

@@ -231,6 +231,27 @@ fn xdp(nested: &[u8]) -> Result<Option<XdpOnLink>> {
 }
 
 #[cfg(test)]
+impl Link {
+    /// A network interface as most are, for tests.
+    pub fn ethernet(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            kind: None,
+            up: true,
+            running: true,
+            ethernet: true,
+            loopback: false,
+            peer: None,
+            master: None,
+            xdp: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::thread::spawn;
 

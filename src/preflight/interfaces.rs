@@ -160,20 +160,7 @@ mod tests {
     use crate::preflight::backends::tests::config;
 
     fn link(ethernet: bool, up: bool) -> Link {
-        Link {
-            index: 2,
-            name: "eth0".into(),
-            mac: None,
-            mtu: 1500,
-            kind: None,
-            up,
-            running: up,
-            ethernet,
-            loopback: false,
-            peer: None,
-            master: None,
-            xdp: None,
-        }
+        Link { up, running: up, ethernet, ..Link::ethernet(2, "eth0") }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The socket: who may connect, what it replaces, what becomes of it, and clients that are slow or talk nonsense.
 
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -213,16 +213,22 @@ fn who_can_do_without_an_answer_does_not_wait_for_one() {
     assert_eq!(said, expected);
 }
 
+/// A listener whose queue is full, and those who wait in it.
+fn full_queue(path: &Path) -> (OwnedFd, Vec<UnixStream>) {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    let waiting = (0..2).map(|_| UnixStream::connect(path).unwrap()).collect();
+    (listener, waiting)
+}
+
 /// Nor does one that has not even room for another connection hold anybody up.
 #[test]
 fn a_full_queue_is_silence() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lb.sock");
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
-    bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-    listen(&listener, Backlog::new(1).unwrap()).unwrap();
-    let _waiting: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let (listener, _waiting) = full_queue(&path);
     let Err(error @ ClientError::Silent(..)) = Client::connect(&path) else { panic!("it had no room") };
     let expected = format!("the process that listens at {} takes no more connections", path.display());
     assert_eq!(error.to_string(), expected);
@@ -242,11 +248,7 @@ fn a_full_queue_is_silence() {
 fn a_full_queue_that_is_served_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lb.sock");
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
-    bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-    listen(&listener, Backlog::new(1).unwrap()).unwrap();
-    let _waiting: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let (listener, _waiting) = full_queue(&path);
     let listener = UnixListener::from(listener);
     let server = thread::spawn(move || {
         thread::sleep(Duration::from_millis(100));

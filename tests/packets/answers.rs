@@ -9,21 +9,21 @@ use super::frame::{tcp, udp};
 use super::lab::*;
 use super::replies::{reply, udp_reply};
 
-fn from(port: u16) -> SocketAddrV4 {
+pub fn from(port: u16) -> SocketAddrV4 {
     address([192, 168, 1, 2], port)
 }
 
 /// Everything goes to one backend.
-fn one() -> Setup {
+pub fn one() -> Setup {
     let services = [Protocol::Tcp, Protocol::Udp].map(|p| service(VIP, p, Scheduler::RoundRobin, &[(0, 1)]));
     Setup { services: services.to_vec(), ..Setup::default() }
 }
 
-fn sends(lab: &mut Lab, port: u16, flags: &'static str) {
+pub fn sends(lab: &mut Lab, port: u16, flags: &'static str) {
     lab.reaches_backend("client", &tcp(from(port), VIP, flags), 0);
 }
 
-fn answers(lab: &mut Lab, port: u16, flags: &'static str) {
+pub fn answers(lab: &mut Lab, port: u16, flags: &'static str) {
     lab.reaches_client("backend", &reply(0, from(port), flags), CLIENT_MAC);
 }
 

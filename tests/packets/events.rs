@@ -8,6 +8,7 @@ use xdp_lb::dataplane::types::{lb_backend_state, lb_handshake, lb_phase};
 use xdp_lb::dataplane::{BackendEvents, Entries, Histogram, Which};
 use xdp_lb::model::{Protocol, Scheduler};
 
+use super::answers::{answers, from, one, sends};
 use super::frame::{Frame, tcp, udp};
 use super::lab::*;
 use super::replies::{reply, udp_reply};
@@ -15,24 +16,6 @@ use super::replies::{reply, udp_reply};
 const OTHER_VIP: SocketAddrV4 = address([192, 168, 1, 101], 443);
 /// Of the lab.
 const START: u16 = 1000;
-
-fn from(port: u16) -> SocketAddrV4 {
-    address([192, 168, 1, 2], port)
-}
-
-/// Everything goes to one backend.
-fn one() -> Setup {
-    let services = [Protocol::Tcp, Protocol::Udp].map(|p| service(VIP, p, Scheduler::RoundRobin, &[(0, 1)]));
-    Setup { services: services.to_vec(), ..Setup::default() }
-}
-
-fn sends(lab: &mut Lab, port: u16, flags: &'static str) {
-    lab.reaches_backend("client", &tcp(from(port), VIP, flags), 0);
-}
-
-fn answers(lab: &mut Lab, port: u16, flags: &'static str) {
-    lab.reaches_client("backend", &reply(0, from(port), flags), CLIENT_MAC);
-}
 
 /// After how many units of the table's clock a connection in this phase, or a flow of UDP, is not over its timeout yet.
 fn timeout(lab: &Lab, phase: lb_phase, udp: bool) -> u16 {

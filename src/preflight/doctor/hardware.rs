@@ -222,20 +222,7 @@ mod tests {
     use crate::preflight::Level;
 
     fn link(kind: Option<&str>) -> Link {
-        Link {
-            index: 2,
-            name: "eth0".into(),
-            mac: None,
-            mtu: 1500,
-            kind: kind.map(str::to_owned),
-            up: true,
-            running: true,
-            ethernet: true,
-            loopback: false,
-            peer: None,
-            master: None,
-            xdp: None,
-        }
+        Link { kind: kind.map(str::to_owned), ..Link::ethernet(2, "eth0") }
     }
 
     #[test]

@@ -98,20 +98,7 @@ mod tests {
 
     #[test]
     fn a_router_is_no_backend() {
-        let link = Link {
-            index: 2,
-            name: "eth1".into(),
-            mac: None,
-            mtu: 1500,
-            kind: None,
-            up: true,
-            running: true,
-            ethernet: true,
-            loopback: false,
-            peer: None,
-            master: None,
-            xdp: None,
-        };
+        let link = Link::ethernet(2, "eth1");
         let address = |last| Ipv4Addr::new(10, 0, 0, last);
         let message = |hop, backends: &[Ipv4Addr]| judge(address(hop), &link, backends).message;
         assert_eq!(message(2, &[address(2)]), "the backend 10.0.0.2 does not answer ARP on eth1");
